@@ -1,0 +1,282 @@
+"""Configuration of the lighthouse: a YAML file, variables and flags merged into one validated model.
+
+Three sources, each over the one before: the file, ``PROCGUARD_LIGHTHOUSE_<KEY>`` (read by ``env``), and the
+flags of the command line. Every value remembers where it came from, because "must be at least 300" helps
+only the reader who is told which of the three places to change. All that is wrong is reported at once, as
+one ``ConfigError`` with a line for each problem; pydantic's own errors never reach a user.
+
+The model is strict: the text ``"5"`` in the file is not a number, and an unknown key is an error with the
+nearest known one. Nothing here touches a socket or looks up a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from procguard.env import find_lighthouse_variables, parse_flag
+from procguard.errors import ConfigError
+
+FILE_BYTES_MAX = 1 << 20
+DURATION_MS_MAX = 24 * 60 * 60 * 1000
+REPLICAS_MAX = 100_000
+PORT_MAX = 65_534  # the notices use the port after it
+INTERVALS_PER_TIMEOUT_MIN = 3  # so that neither one lost beat nor two look like a death
+
+_short = reprlib.Repr()  # for values in messages, which may come from a hostile file
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
+
+
+def _bind_address(text: str) -> str:
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            "must be an IP address of this machine: 127.0.0.1 or ::1 for this machine alone, "
+            "0.0.0.0 or :: for all its networks"
+        ) from None
+    return text
+
+
+def _directory(path: object) -> object:
+    if path is None or isinstance(path, Path):
+        return path
+    if isinstance(path, str) and path and "\0" not in path:
+        return Path(os.path.expanduser(path))
+    raise ValueError("must be the path of a directory")
+
+
+Milliseconds = Annotated[int, Field(ge=1, le=DURATION_MS_MAX)]
+
+
+class LighthouseConfig(BaseModel):
+    """Settings of one lighthouse; ``configs/lighthouse.yaml`` explains each of them.
+
+    Built through ``load_lighthouse_config``, which turns pydantic's errors into ``ConfigError``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    bind: Annotated[str, AfterValidator(_bind_address)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=PORT_MAX)] = (
+        29510  # 0: this port and the notices' are the kernel's choice
+    )
+    insecure: bool = False
+    min_replicas: Annotated[int, Field(ge=1, le=REPLICAS_MAX)] = 1
+    heartbeat_interval_ms: Milliseconds = 100
+    heartbeat_timeout_ms: Milliseconds = 1000
+    thread_heartbeat_timeout_ms: Milliseconds = 5000
+    disconnect_grace_ms: Milliseconds = 300
+    join_timeout_ms: Milliseconds = 60_000
+    state_dir: Annotated[Path | None, BeforeValidator(_directory)] = None
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _relations_hold(self) -> LighthouseConfig:
+        if broken := list(_broken_relations(self)):
+            raise PydanticCustomError("relations", "impossible together", {"broken": broken})
+        return self
+
+
+class _Broken(NamedTuple):
+    """Two keys whose values cannot both stand, and why."""
+
+    keys: tuple[str, str]
+    rule: str
+
+
+def _broken_relations(config: LighthouseConfig) -> Iterator[_Broken]:
+    timeout = config.heartbeat_timeout_ms
+    least = INTERVALS_PER_TIMEOUT_MIN * config.heartbeat_interval_ms
+    if timeout < least:
+        yield _Broken(
+            ("heartbeat_timeout_ms", "heartbeat_interval_ms"),
+            f"the timeout must be at least {INTERVALS_PER_TIMEOUT_MIN} intervals, or a beat or two that come "
+            f"late are taken for a death; raise the timeout to {least}",
+        )
+    if config.thread_heartbeat_timeout_ms < timeout:
+        yield _Broken(
+            ("thread_heartbeat_timeout_ms", "heartbeat_timeout_ms"),
+            "a thread of the trainer waits for the interpreter lock, so its timeout cannot be the shorter; "
+            f"raise it to {timeout}",
+        )
+    if config.disconnect_grace_ms >= timeout:
+        yield _Broken(
+            ("disconnect_grace_ms", "heartbeat_timeout_ms"),
+            "the grace after a lost connection must end before the timeout, or it has no effect; "
+            f"lower it below {timeout}",
+        )
+    if not config.insecure and not ipaddress.ip_address(config.bind).is_loopback:
+        yield _Broken(
+            ("bind", "insecure"),
+            "other machines could reach the lighthouse, and it asks nobody for a key; say with --insecure "
+            "(in YAML insecure: true, as a variable PROCGUARD_LIGHTHOUSE_INSECURE=1) that the network is "
+            "trusted, or bind 127.0.0.1",
+        )
+
+
+class _Setting(NamedTuple):
+    value: object
+    place: str
+
+
+def load_lighthouse_config(
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> LighthouseConfig:
+    """The configuration in the file at ``path``, under the variables of ``environ``, under ``overrides``.
+
+    ``overrides`` are the flags of the command line by configuration key; None is a flag not given.
+    Raises ``ConfigError``.
+    """
+    settings = {**_from_file(path), **_from_variables(environ), **_from_flags(overrides or {})}
+    try:
+        return LighthouseConfig.model_validate({key: setting.value for key, setting in settings.items()})
+    except ValidationError as error:
+        problems = [line for problem in error.errors() for line in _describe(problem, settings)]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _from_file(path: Path | None) -> dict[str, _Setting]:
+    if path is None:
+        return {}
+    content, lines = _read_yaml(path)
+    return {key: _Setting(value, f"{path}, line {lines[key]}") for key, value in content.items()}
+
+
+def _from_variables(environ: Mapping[str, str]) -> dict[str, _Setting]:
+    found = find_lighthouse_variables(LighthouseConfig.model_fields, environ)
+    return {key: _Setting(_typed(key, variable.text), variable.name) for key, variable in found.items()}
+
+
+def _typed(key: str, text: str) -> object:
+    """A variable's text as its key's type; what does not fit stays text, and the model refuses it."""
+    kind = LighthouseConfig.model_fields[key].annotation
+    try:
+        return int(text) if kind is int else parse_flag(text) if kind is bool else text
+    except ValueError:
+        return text
+
+
+def _from_flags(overrides: Mapping[str, object]) -> dict[str, _Setting]:
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return {key: _Setting(value, "--" + key.replace("_", "-")) for key, value in given.items()}
+
+
+_PHRASES = {
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+
+
+def _describe(problem: ErrorDetails, settings: Mapping[str, _Setting]) -> list[str]:
+    """The lines a user reads for one of pydantic's errors."""
+    if problem["type"] == "relations":
+        return [_describe_pair(broken, settings) for broken in problem["ctx"]["broken"]]
+    key = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        phrase = f"is not a key of the lighthouse; {_nearest(key)}"
+    elif problem["type"] == "value_error":
+        phrase = str(problem["ctx"]["error"])
+    else:
+        phrase = _PHRASES.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")
+    setting = settings[key]
+    return [f"{setting.place}: {key} = {_short.repr(setting.value)} {phrase}"]
+
+
+def _describe_pair(broken: _Broken, settings: Mapping[str, _Setting]) -> str:
+    defaults = {
+        key: _Setting(field.default, "default") for key, field in LighthouseConfig.model_fields.items()
+    }
+    shown = [(key, settings.get(key, defaults[key])) for key in broken.keys]
+    return (
+        " and ".join(f"{key} = {setting.value!r} ({setting.place})" for key, setting in shown)
+        + f": {broken.rule}"
+    )
+
+
+def _nearest(key: str) -> str:
+    known = list(LighthouseConfig.model_fields)
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which each key is text and stands once.
+
+    PyYAML itself lets the last of two equal keys win. Merge keys are refused because a file of a few
+    kilobytes can make them unfold into gigabytes; plain aliases share what they name and cost nothing.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called by PyYAML for each mapping, before it is constructed; theirs unfolds merge keys."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                problem = f"the key {_short.repr(key.value)} is no text; a key is a plain word"
+            elif key.value in seen:
+                problem = f"the key {key.value} is already set above; remove one of the two"
+            else:
+                seen.add(key.value)
+                continue
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, object], dict[str, int]]:
+    """The mapping in the file, and the line of each of its keys; an empty file is an empty mapping."""
+    text = _read_bounded(path)
+    try:
+        loader = _StrictLoader(text)
+        try:
+            root = loader.get_single_node()
+            content = None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        # Besides its own errors, PyYAML lets through what Python says to a scalar of the wrong tag (!!int x).
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply for a configuration") from None
+    if root is None or content is None:
+        return {}, {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds {_short.repr(content)}; write lines of the form key: value")
+    return content, {key.value: key.start_mark.line + 1 for key, _ in root.value}
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); correct --config or leave it out"
+        ) from None
+    if len(text) > FILE_BYTES_MAX:
+        raise ConfigError(f"{path}: is larger than {FILE_BYTES_MAX} bytes; that cannot be a configuration")
+    return text

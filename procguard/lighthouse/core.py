@@ -1,0 +1,348 @@
+"""The lighthouse's decisions: ``step(event, now) -> effects``. No clock, no socket, no file, no randomness.
+
+Messages change what is known about members; conclusions are drawn when time passes (``TimePassed`` closes every
+batch of the inbox): deadlines are judged, all failures of the batch leave in one notice a job, and a quorum
+is decided once, however many asked in the batch. So a member whose heartbeat was in the inbox is never
+called dead, and a thousand requests cost one decision.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from procguard.lighthouse import admission, views
+from procguard.lighthouse.events import (
+    Effect,
+    Event,
+    Log,
+    LoopStalled,
+    Publish,
+    Received,
+    Send,
+    TimePassed,
+    TopicHeld,
+    TopicLost,
+)
+from procguard.lighthouse.job import Job
+from procguard.lighthouse.members import Member, Trigger
+from procguard.lighthouse.quorum import Formed, Waiting, decide
+from procguard.lighthouse.roster import Options, Roster, Timer
+from procguard.messages import (
+    KIND_OF,
+    Ack,
+    Beacon,
+    Cause,
+    CauseKind,
+    Excluded,
+    Heartbeat,
+    Hello,
+    HelloWanted,
+    Leave,
+    MemberState,
+    Obituary,
+    Phase,
+    Quorum,
+    QuorumClaim,
+    QuorumFormed,
+    QuorumId,
+    QuorumRequest,
+    Rejoin,
+    Resync,
+    Snapshot,
+    SnapshotRequest,
+)
+
+BEACON_INTERVAL_S = 0.5
+
+
+class Core:
+    """All jobs of one lighthouse.
+
+    Args:
+        epoch: number of this start, greater than that of any earlier one.
+        now: seconds on the monotonic clock that every later ``now`` is of.
+    """
+
+    def __init__(self, options: Options, epoch: int, now: float) -> None:
+        self.roster = Roster(options, epoch)
+        self._settings = options.settings
+        self._started_at = now
+        self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
+        if options.restarted:
+            self.roster.timers.arm((Timer.SETTLE, None), now, self.roster.return_s)
+        self._receive: dict[type, Callable[[bytes, Any, float], None]] = {
+            Hello: self.roster.hello,
+            QuorumRequest: self._quorum_request,
+            Leave: self._leave,
+            Obituary: self._obituary,
+            Resync: self._resync,
+            SnapshotRequest: self._snapshot_request,
+        }
+
+    @property
+    def epoch(self) -> int:
+        """Number of this lighthouse's start."""
+        return self.roster.epoch
+
+    def step(self, event: Event, now: float) -> tuple[Effect, ...]:
+        """Take in one event; ``now`` is monotonic seconds and never goes back."""
+        if type(event) is Received:
+            if type(event.message) is Heartbeat:
+                self._heartbeat(event.peer, event.message, now)
+            else:
+                self._message(event.peer, event.message, now)
+        elif type(event) is TimePassed:
+            self._time_passed(now)
+        elif type(event) is TopicHeld:
+            self.roster.topic_held(event.topic)
+        elif type(event) is TopicLost:
+            self.roster.topic_lost(event.topic, now)
+        elif type(event) is LoopStalled:
+            self._loop_stalled(event.gap_s, now)
+        if not self.roster.effects:
+            return ()
+        effects = tuple(self.roster.effects)
+        self.roster.effects.clear()
+        return effects
+
+    def next_deadline(self) -> float:
+        """When ``TimePassed`` is due next, at the latest; it may turn out that nothing was."""
+        return min(self.roster.leases.next(), self.roster.timers.next())
+
+    def snapshot(self, job_id: str, now: float) -> Snapshot:
+        """The state of one job, or of all when ``job_id`` is empty."""
+        jobs = [job for job in self.roster.jobs.values() if job_id in ("", job.job_id)]
+        counters = self.roster.counters
+        uptime_s = now - self._started_at
+        return views.snapshot(self.epoch, uptime_s, self._settings, jobs=jobs, counters=counters, now=now)
+
+    # --- what members say
+
+    def _message(self, peer: bytes, message: Any, now: float) -> None:
+        receive = self._receive.get(type(message))
+        if receive is None:
+            self.roster.counters["messages that only a lighthouse sends"] += 1
+            return
+        receive(peer, message, now)
+
+    def _heartbeat(self, peer: bytes, beat: Heartbeat, now: float) -> None:
+        member = self.roster.by_token.get(beat.token)
+        if member is None:
+            self.roster.send(peer, HelloWanted(self.roster.epoch))
+            return
+        if member.incarnation != beat.incarnation or member.state > MemberState.SUSPECT:
+            self.roster.send(peer, Rejoin(beat.token, beat.incarnation, admission.rejoin_cause(member)))
+            return
+        member.beat_at = now
+        member.step = beat.step
+        member.listener_peer = peer
+        if member.state is MemberState.SUSPECT:
+            self.roster.revive(member, Trigger.BEAT, now)
+        if beat.threaded is member.threaded:
+            self.roster.leases.renew(member, now)
+        else:
+            member.threaded = beat.threaded
+            self.roster.lease(member, now)
+        if beat.stopped is not member.stopped:
+            self._note_stopped(member, beat.stopped, now)
+        if beat.progress != member.progress or beat.phase is not member.phase:
+            self._note_progress(member, beat, now)
+
+    def _note_stopped(self, member: Member, stopped: bool, now: float) -> None:
+        member.stopped = stopped
+        key = (Timer.STOPPED, member)
+        if stopped:
+            self.roster.timers.arm(key, now, self._settings.heartbeat_timeout_s)
+        else:
+            self.roster.timers.disarm(key)
+
+    def _note_progress(self, member: Member, beat: Heartbeat, now: float) -> None:
+        member.progress = beat.progress
+        member.phase = beat.phase
+        key = (Timer.STALLED, member)
+        if beat.phase is Phase.COMPUTE and member.progress_timeout_s > 0:
+            self.roster.timers.arm(key, now, member.progress_timeout_s)
+        else:
+            self.roster.timers.disarm(key)
+
+    def _quorum_request(self, peer: bytes, request: QuorumRequest, now: float) -> None:
+        member = self.roster.by_token.get(request.token)
+        asks = request.participant
+        if member is None:
+            self.roster.send(peer, HelloWanted(self.roster.epoch))
+            return
+        if not member.live or asks.incarnation != member.incarnation or asks.replica_id != member.replica_id:
+            self.roster.send(peer, Rejoin(request.token, asks.incarnation, admission.rejoin_cause(member)))
+            return
+        member.trainer_peer = peer
+        if asks.round == member.answered_round and member.answer is not None:
+            self.roster.send(peer, QuorumFormed(self.roster.epoch, member.answer))
+            return
+        if asks.round < member.answered_round:
+            self.roster.counters["quorum requests of an older round"] += 1
+            return
+        if member.request is None:
+            member.longest_step_s = max(member.longest_step_s, now - member.asked_or_answered_at)
+        member.asked = True
+        member.asked_or_answered_at = now
+        member.request = asks
+        member.step = asks.step
+        self.roster.timers.arm((Timer.REQUEST, member), now, request.ttl_s)
+        self.roster.undecided.add(member.job_id)
+
+    def _leave(self, peer: bytes, leave: Leave, now: float) -> None:
+        member = self.roster.by_token.get(leave.token)
+        if member is not None and member.live and member.incarnation == leave.incarnation:
+            member.step = leave.step
+            self.roster.end(member, Trigger.LEAVE, Cause(CauseKind.LEFT), now)
+        self.roster.send(peer, Ack(KIND_OF[Leave], leave.token))
+
+    def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
+        member = self.roster.by_token.get(obituary.token) or self._by_process(obituary)
+        if member is not None and member.live:
+            self.roster.end(member, Trigger.OBITUARY, obituary.cause, now)
+        if obituary.token:
+            self.roster.bury(obituary.token, obituary.cause)
+        self.roster.send(peer, Ack(KIND_OF[Obituary], obituary.token))
+
+    def _by_process(self, obituary: Obituary) -> Member | None:
+        dead = obituary.process
+        job = self.roster.jobs.get(obituary.job_id)
+        if job is None or obituary.token or not dead.boot_id or not dead.start_time:
+            return None
+        key = (dead.boot_id, dead.pid, dead.start_time)
+        for member in job.members.values():
+            process = member.process
+            if member.live and (process.boot_id, process.pid, process.start_time) == key:
+                return member
+        return None
+
+    def _resync(self, peer: bytes, resync: Resync, now: float) -> None:
+        member = self.roster.by_token.get(resync.token)
+        if member is None:
+            self.roster.send(peer, HelloWanted(self.roster.epoch))
+            return
+        notices = self.roster.jobs[member.job_id].notices
+        self.roster.send(
+            peer, notices.since(resync.seq, self.roster.epoch, resync.epoch == self.roster.epoch)
+        )
+
+    def _snapshot_request(self, peer: bytes, request: SnapshotRequest, now: float) -> None:
+        self.roster.send(peer, self.snapshot(request.job_id, now))
+
+    # --- time
+
+    def _loop_stalled(self, gap_s: float, now: float) -> None:
+        self.roster.leases.excuse(now)
+        self.roster.timers.excuse(now)
+        self.roster.counters["stalls of the lighthouse's own loop"] += 1
+        text = f"The lighthouse itself was held up for {gap_s:.3f} s: no member is blamed for that time"
+        self.roster.effects.append(Log(logging.WARNING, text))
+
+    def _time_passed(self, now: float) -> None:
+        for timer, subject in self.roster.timers.due(now):
+            self._timer_over(timer, subject, now)
+        for member in self.roster.leases.due(now):
+            self._lease_over(member, now)
+        for job in [self.roster.jobs[job_id] for job_id in self.roster.undecided]:
+            batch = job.notices.flush(self.roster.epoch, now)
+            if batch:
+                self.roster.effects.append(Publish(job.job_id, batch))
+            self._decide(job, now)
+        self.roster.undecided.clear()
+
+    def _timer_over(self, timer: Timer, subject: Any, now: float) -> None:
+        if timer is Timer.BEACON:
+            self._beacon(now)
+        elif timer is Timer.SETTLE:
+            self.roster.undecided.update(self.roster.jobs)
+        elif timer is Timer.JOIN:
+            self._decide(subject, now, join_over=True)
+        elif timer is Timer.REQUEST:
+            subject.request = None
+            self.roster.undecided.add(subject.job_id)
+        elif timer is Timer.GRACE:
+            self.roster.end(subject, Trigger.GRACE_OVER, Cause(CauseKind.CONNECTION_LOST), now)
+        elif timer is Timer.RETURN:
+            self.roster.end(subject, Trigger.NOT_RETURNED, Cause(CauseKind.LOST_IN_RESTART), now)
+        elif timer is Timer.STOPPED:
+            self.roster.end(subject, Trigger.STOPPED, Cause(CauseKind.STOPPED), now)
+        elif timer is Timer.STALLED:
+            text = f"none for {subject.progress_timeout_s:g} s in {subject.phase.name.lower()}"
+            self.roster.end(subject, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
+
+    def _lease_over(self, member: Member, now: float) -> None:
+        if member.live:
+            text = f"none for {now - member.beat_at:.3f} s"
+            cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=text)
+            self.roster.end(member, Trigger.LEASE_OVER, cause, now)
+
+    def _beacon(self, now: float) -> None:
+        """Tell listeners what they should have heard, and waiters why they wait."""
+        self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
+        for job in list(self.roster.jobs.values()):
+            self.roster.forget_long_dead(job, now)
+            if not job.members:
+                del self.roster.jobs[job.job_id]
+                self.roster.undecided.discard(job.job_id)
+                continue
+            self.roster.effects.append(Publish(job.job_id, Beacon(self.roster.epoch, job.notices.seq)))
+            waiters = tuple([m.trainer_peer for m in job.live() if m.request])
+            if waiters:
+                self._decide(job, now)
+                if job.waiting:
+                    self.roster.effects.append(Send(waiters, job.waiting.message()))
+
+    # --- quorum
+
+    def _decide(self, job: Job, now: float, join_over: bool = False) -> None:
+        settings = self._settings
+        live = job.live()
+        settling = (Timer.SETTLE, None) in self.roster.timers
+        standings = job.standings(live, now, settings.join_timeout_s)
+        outcome = decide(standings, job.previous, job.conditions(self.roster.epoch, settling, join_over))
+        join = (Timer.JOIN, job)
+        if isinstance(outcome, Waiting):
+            job.waiting = outcome
+            if not outcome.numbers_hold:
+                self.roster.timers.disarm(join)
+            elif join not in self.roster.timers:
+                self.roster.timers.arm(join, now, settings.join_timeout_s)
+            return
+        self.roster.timers.disarm(join)
+        self._form(job, outcome, now)
+
+    def _form(self, job: Job, formed: Formed, now: float) -> None:
+        members = tuple([(p.replica_id, p.incarnation) for p in formed.participants])
+        known = job.previous
+        grown = known is None or known.quorum_id.epoch != self.roster.epoch or known.members != members
+        if grown or any(p.commit_failures for p in formed.participants):
+            known = QuorumClaim(QuorumId(*self.roster.unique()), members)
+            job.formed_at = now
+        assert known is not None
+        quorum = Quorum(known.quorum_id, job.job_id, formed.participants)
+        peers = []
+        for replica_id, _ in members:
+            member = job.members[replica_id]
+            peers.append(member.trainer_peer)
+            self._answer(member, quorum, now)
+        self.roster.effects.append(Send(tuple(peers), QuorumFormed(self.roster.epoch, quorum)))
+        for replica_id in formed.excluded:
+            member = job.members[replica_id]
+            self.roster.send(member.listener_peer, Excluded(member.token, known.quorum_id))
+        if grown:
+            names = ", ".join(p.replica_id for p in formed.participants)
+            text = f"Quorum {known.quorum_id} of job {job.job_id}: {len(members)} replicas ({names})"
+            self.roster.effects.append(Log(logging.INFO, text, job.job_id))
+        job.previous = known
+        job.waiting = None
+
+    def _answer(self, member: Member, quorum: Quorum, now: float) -> None:
+        assert member.request is not None
+        member.answered_round = member.request.round
+        member.answer = quorum
+        member.request = None
+        member.asked_or_answered_at = now
+        self.roster.timers.disarm((Timer.REQUEST, member))

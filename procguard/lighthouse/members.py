@@ -1,0 +1,155 @@
+"""A member as the lighthouse knows it, and the table of what can become of it.
+
+The table is the whole truth: what is not in it is a bug of ours and asserts; what a peer can cause is in it.
+Which event a message amounts to (whose token, which incarnation) is judged in ``core``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from procguard.messages import (
+    Cause,
+    Hello,
+    Incarnation,
+    MemberState,
+    Participant,
+    Phase,
+    Process,
+    Quorum,
+)
+
+
+class Trigger(Enum):
+    """What happened to a member."""
+
+    HELLO = auto()
+    BEAT = auto()
+    CONNECTION_LOST = auto()
+    GRACE_OVER = auto()
+    LEASE_OVER = auto()
+    OBITUARY = auto()
+    STOPPED = auto()
+    STALLED = auto()
+    SUPERSEDED = auto()
+    NOT_RETURNED = auto()
+    LEAVE = auto()
+
+
+_ALIVE, _SUSPECT, _FAILED, _LEFT = MemberState
+
+TRANSITIONS: dict[tuple[MemberState, Trigger], MemberState] = {
+    (_ALIVE, Trigger.HELLO): _ALIVE,
+    (_SUSPECT, Trigger.HELLO): _ALIVE,
+    (_ALIVE, Trigger.BEAT): _ALIVE,
+    (_SUSPECT, Trigger.BEAT): _ALIVE,
+    (_ALIVE, Trigger.CONNECTION_LOST): _SUSPECT,
+    (_SUSPECT, Trigger.CONNECTION_LOST): _SUSPECT,
+    (_SUSPECT, Trigger.GRACE_OVER): _FAILED,
+    (_ALIVE, Trigger.LEASE_OVER): _FAILED,
+    (_SUSPECT, Trigger.LEASE_OVER): _FAILED,
+    (_ALIVE, Trigger.OBITUARY): _FAILED,
+    (_SUSPECT, Trigger.OBITUARY): _FAILED,
+    (_ALIVE, Trigger.STOPPED): _FAILED,
+    (_SUSPECT, Trigger.STOPPED): _FAILED,
+    (_ALIVE, Trigger.STALLED): _FAILED,
+    (_SUSPECT, Trigger.STALLED): _FAILED,
+    (_SUSPECT, Trigger.SUPERSEDED): _FAILED,
+    (_SUSPECT, Trigger.NOT_RETURNED): _FAILED,
+    (_ALIVE, Trigger.LEAVE): _LEFT,
+    (_SUSPECT, Trigger.LEAVE): _LEFT,
+}
+
+
+class Member:
+    """One incarnation of a replica group. Mutable, owned by the core; compared by identity."""
+
+    __slots__ = (
+        "answer",
+        "answered_round",
+        "asked",
+        "asked_or_answered_at",
+        "beat_at",
+        "cause",
+        "incarnation",
+        "job_id",
+        "listener_peer",
+        "longest_step_s",
+        "phase",
+        "process",
+        "progress",
+        "progress_timeout_s",
+        "replica_id",
+        "request",
+        "since",
+        "state",
+        "step",
+        "stopped",
+        "threaded",
+        "token",
+        "topic",
+        "trainer_peer",
+    )
+
+    def __init__(
+        self,
+        job_id: str,
+        replica_id: str,
+        incarnation: Incarnation,
+        state: MemberState,
+        now: float,
+    ) -> None:
+        self.job_id = job_id
+        self.replica_id = replica_id
+        self.incarnation = incarnation
+        self.state = state
+        self.since = now
+        self.beat_at = now
+        self.token = b""
+        """Empty for one that a claimed quorum names and that has not come back itself."""
+        self.process = Process("", "", 0, 0)
+        self.progress_timeout_s = 0.0
+        self.trainer_peer = b""
+        self.listener_peer = b""
+        self.topic = b""
+        self.threaded = True
+        self.stopped = False
+        self.phase = Phase.STARTING
+        self.progress = 0
+        self.step = 0
+        self.cause: Cause | None = None
+        self.request: Participant | None = None
+        self.asked = False
+        self.asked_or_answered_at = now
+        self.longest_step_s = 0.0
+        self.answered_round = 0
+        self.answer: Quorum | None = None
+
+    @property
+    def live(self) -> bool:
+        """Alive or suspect: not yet over."""
+        return self.state <= _SUSPECT
+
+    def apply(self, trigger: Trigger, now: float) -> None:
+        """Move along the table."""
+        state = TRANSITIONS.get((self.state, trigger))
+        assert state is not None, f"{self.replica_id}: no way from {self.state.name} on {trigger.name}"
+        if state is not self.state:
+            self.state = state
+            self.since = now
+
+    def introduce(self, hello: Hello, peer: bytes) -> None:
+        """Take over who this is and where it can be reached."""
+        self.token = hello.token
+        self.process = hello.process
+        self.progress_timeout_s = hello.progress_timeout_s
+        if hello.topic:
+            self.listener_peer = peer
+            self.topic = hello.topic
+        else:
+            self.trainer_peer = peer
+
+    def overdue(self, now: float, join_timeout_s: float) -> bool:
+        """Has not asked for so long that a majority need not wait for it."""
+        bound = max(join_timeout_s, 10 * self.longest_step_s)
+        return self.request is None and now - self.asked_or_answered_at > bound

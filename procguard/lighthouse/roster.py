@@ -1,0 +1,332 @@
+"""The roster: who is a member, since when, by which right, and until when.
+
+Shared by the decisions in ``core``: every way into membership (Hello, claims) and every way out of it
+(``end``) is here, so that a life begins once and ends once, with one notice. Pure: effects are collected
+in ``effects`` and handed out by the core.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter as Tally
+from enum import Enum, auto
+from typing import Any, NamedTuple
+
+from procguard.lighthouse import admission
+from procguard.lighthouse.admission import Admission
+from procguard.lighthouse.deadlines import Deadlines
+from procguard.lighthouse.events import Effect, Log, PersistEpoch, Send
+from procguard.lighthouse.job import Job
+from procguard.lighthouse.members import Member, Trigger
+from procguard.messages import (
+    EPOCH_MAX,
+    QUORUM_NUMBER_BITS,
+    Cause,
+    CauseKind,
+    Claim,
+    Hello,
+    Incarnation,
+    MemberState,
+    Notice,
+    QuorumId,
+    Rejected,
+    Rejoin,
+    Settings,
+    Welcome,
+)
+
+RETURN_TIMEOUTS = 2
+"""Members of a quorum that the lighthouse forgot have this many heartbeat timeouts to come back."""
+DEAD_KEPT_MAX = 1_000
+DEAD_KEPT_S = 3600.0
+BURIED_MAX = 1_000
+TOPICS_MAX = 20_000
+NUMBER_MAX = (1 << QUORUM_NUMBER_BITS) - 1
+
+
+class Options(NamedTuple):
+    """How this lighthouse is set up."""
+
+    settings: Settings
+    min_replicas: int
+    notice_port: int
+    restarted: bool
+    """An earlier lighthouse used this state: its members may be about to come back."""
+
+
+class Timer(Enum):
+    """Deadlines other than leases."""
+
+    GRACE = auto()
+    RETURN = auto()
+    STOPPED = auto()
+    STALLED = auto()
+    REQUEST = auto()
+    JOIN = auto()
+    SETTLE = auto()
+    BEACON = auto()
+
+
+_MEMBER_TIMERS = (Timer.GRACE, Timer.RETURN, Timer.STOPPED, Timer.STALLED, Timer.REQUEST)
+
+
+class Roster:
+    """Members of all jobs, by name, by token and by topic."""
+
+    def __init__(self, options: Options, epoch: int) -> None:
+        assert 0 < epoch <= EPOCH_MAX
+        self.options = options
+        self.epoch = epoch
+        self.jobs: dict[str, Job] = {}
+        self.by_token: dict[bytes, Member] = {}
+        self.leases: Deadlines[Member] = Deadlines()
+        self.timers: Deadlines[tuple[Timer, Any]] = Deadlines()
+        self.undecided: set[str] = set()
+        """Jobs about which something was learned: their notices and quorum are due."""
+        self.effects: list[Effect] = []
+        self.counters: Tally[str] = Tally()
+        self._numbers = 0
+        self._topics: dict[bytes, Member | None] = {}
+        self._welcomes: dict[bytes, tuple[bytes, Member]] = {}
+        self._buried: dict[bytes, Cause] = {}
+
+    def hello(self, peer: bytes, hello: Hello, now: float) -> None:
+        if hello.epoch > self.epoch:
+            self._raise_epoch(hello.epoch + 1, f"{hello.replica_id} has seen epoch {hello.epoch}")
+        refusal = admission.unsupported(hello)
+        if hello.token in self._buried:
+            refusal = admission.buried(self._buried[hello.token])
+        known = self.by_token.get(hello.token)
+        if known is not None and (known.job_id, known.replica_id) != (hello.job_id, hello.replica_id):
+            self.counters["hellos of a token under a second name"] += 1
+            return
+        job = self.jobs.get(hello.job_id)
+        refusal = refusal or self._no_room(hello, job)
+        if refusal:
+            self.send(peer, refusal)
+            return
+        job = job or self._new_job(hello)
+        self._admit(peer, hello, job, now)
+
+    def _no_room(self, hello: Hello, job: Job | None) -> Rejected | None:
+        if job is None:
+            full = len(self.jobs) >= admission.JOBS_MAX
+            return admission.full("jobs", admission.JOBS_MAX) if full else None
+        asked = max(hello.min_replicas, self.options.min_replicas)
+        if hello.min_replicas and asked != job.min_replicas:
+            others = [m for m in job.live() if m.token != hello.token and m.replica_id != hello.replica_id]
+            if others:
+                return admission.min_replicas_conflict(job.job_id, asked, job.min_replicas)
+            job.min_replicas = asked
+        if hello.replica_id not in job.members and len(job.members) >= admission.MEMBERS_MAX:
+            return admission.full("members of this job", admission.MEMBERS_MAX)
+        return None
+
+    def _new_job(self, hello: Hello) -> Job:
+        job = Job(hello.job_id, max(hello.min_replicas, self.options.min_replicas))
+        self.jobs[hello.job_id] = job
+        return job
+
+    def _admit(self, peer: bytes, hello: Hello, job: Job, now: float) -> None:
+        holder = job.members.get(hello.replica_id)
+        verdict = admission.judge(hello, holder, job.notices.fallen(hello.replica_id), self.epoch)
+        if verdict is Admission.ID_IN_USE:
+            assert holder is not None
+            self.send(peer, admission.id_in_use(holder))
+            return
+        if verdict is Admission.REJOIN:
+            assert hello.claim is not None
+            cause = admission.rejoin_cause(holder)
+            self.send(peer, Rejoin(hello.token, hello.claim.incarnation, cause))
+            return
+        if verdict in (Admission.SUPERSEDE_AND_JOIN, Admission.SUPERSEDE_AND_ADOPT):
+            assert holder is not None
+            self.end(holder, Trigger.SUPERSEDED, Cause(CauseKind.SUPERSEDED), now)
+        if verdict is Admission.GO_ON:
+            assert holder is not None
+            member = holder
+            self.revive(member, Trigger.HELLO, now)
+        else:
+            member = self._new_member(job, hello, verdict, now)
+        member.introduce(hello, peer)
+        self.by_token[hello.token] = member
+        self.lease(member, now)
+        if hello.claim and hello.claim.quorum:
+            self._consider_claim(job, hello.claim, member, now)
+        self.undecided.add(job.job_id)
+        self._welcome(peer, hello.topic, member)
+
+    def _new_member(self, job: Job, hello: Hello, verdict: Admission, now: float) -> Member:
+        adopt = verdict in (Admission.ADOPT, Admission.SUPERSEDE_AND_ADOPT)
+        if adopt:
+            assert hello.claim is not None
+            incarnation = hello.claim.incarnation
+        else:
+            incarnation = Incarnation(*self.unique())
+        self._forget(job.members.get(hello.replica_id))
+        member = Member(job.job_id, hello.replica_id, incarnation, MemberState.ALIVE, now)
+        job.members[hello.replica_id] = member
+        verb = "came back as" if adopt else "joined as"
+        self._log(logging.INFO, f"Replica {member.replica_id} {verb} incarnation {incarnation}", member)
+        return member
+
+    def _consider_claim(self, job: Job, claim: Claim, member: Member, now: float) -> None:
+        """Learn the previous quorum, which this lighthouse has forgotten, from one that was in it."""
+        quorum = claim.quorum
+        assert quorum is not None
+        member.asked = True
+        known = job.previous.quorum_id if job.previous else QuorumId(0, 0)
+        if quorum.quorum_id <= known or quorum.quorum_id.epoch >= self.epoch:
+            return
+        job.previous = quorum
+        for replica_id, incarnation in quorum.members[: admission.MEMBERS_MAX]:
+            other = job.members.get(replica_id)
+            if job.is_over(replica_id, incarnation):
+                continue
+            if other is None or not other.live:
+                self._await_return(job, replica_id, incarnation, now)
+            elif other.incarnation > incarnation:
+                superseded = Notice(replica_id, incarnation, Cause(CauseKind.SUPERSEDED), 0)
+                job.notices.add(superseded)
+
+    def _await_return(self, job: Job, replica_id: str, incarnation: Incarnation, now: float) -> None:
+        self._forget(job.members.get(replica_id))
+        absent = Member(job.job_id, replica_id, incarnation, MemberState.SUSPECT, now)
+        absent.asked = True
+        job.members[replica_id] = absent
+        self.timers.arm((Timer.RETURN, absent), now, self.return_s)
+
+    def _welcome(self, peer: bytes, topic: bytes, member: Member) -> None:
+        """Answer a Hello; a listener's only once its subscription stands, so that it misses nothing."""
+        if not topic:
+            self.send(peer, self._welcome_to(member))
+            return
+        if topic in self._topics:
+            self._topics[topic] = member
+            self.send(peer, self._welcome_to(member))
+        else:
+            self._welcomes[topic] = (peer, member)
+            if len(self._welcomes) > TOPICS_MAX:
+                del self._welcomes[next(iter(self._welcomes))]
+
+    def _welcome_to(self, member: Member) -> Welcome:
+        seq = self.jobs[member.job_id].notices.seq
+        options = self.options
+        return Welcome(self.epoch, member.incarnation, options.notice_port, seq, options.settings)
+
+    def topic_held(self, topic: bytes) -> None:
+        waiting = self._welcomes.pop(topic, None)
+        if waiting is None:
+            if topic.startswith(b"\0"):
+                self._hold_topic(topic, None)
+            return
+        peer, member = waiting
+        self._hold_topic(topic, member)
+        if member.live:
+            self.send(peer, self._welcome_to(member))
+
+    def _hold_topic(self, topic: bytes, member: Member | None) -> None:
+        self._topics[topic] = member
+        if len(self._topics) > TOPICS_MAX:
+            del self._topics[next(iter(self._topics))]
+
+    def topic_lost(self, topic: bytes, now: float) -> None:
+        member = self._topics.pop(topic, None)
+        if member is None or not member.live or member.topic != topic:
+            return
+        if member.state is MemberState.ALIVE:
+            self.timers.arm((Timer.GRACE, member), now, self.options.settings.disconnect_grace_s)
+        member.apply(Trigger.CONNECTION_LOST, now)
+
+    def end(self, member: Member, trigger: Trigger, cause: Cause, now: float) -> None:
+        """A life is over: say so once, to all who may be waiting for it."""
+        member.apply(trigger, now)
+        member.cause = cause
+        member.request = None
+        self._quieten(member)
+        notice = Notice(member.replica_id, member.incarnation, cause, member.step)
+        self.jobs[member.job_id].notices.add(notice)
+        self.undecided.add(member.job_id)
+        self.counters["members that left" if notice.left else "members that failed"] += 1
+        self._log_end(member, cause)
+
+    def _quieten(self, member: Member) -> None:
+        self.leases.disarm(member)
+        for timer in _MEMBER_TIMERS:
+            self.timers.disarm((timer, member))
+
+    def _log_end(self, member: Member, cause: Cause) -> None:
+        name = f"Replica {member.replica_id}"
+        if cause.kind is CauseKind.LEFT:
+            self._log(logging.INFO, f"{name} left at step {member.step}, telling the others", member)
+            return
+        verb = "timed out" if cause.kind is CauseKind.HEARTBEAT_TIMEOUT else "failed"
+        where = f"pid {member.process.pid} on {member.process.host}, step {member.step}"
+        text = f"{name} {verb}: {cause} ({where}), sending failure notification"
+        self._log(logging.WARNING, text, member)
+
+    def revive(self, member: Member, trigger: Trigger, now: float) -> None:
+        if member.state is MemberState.SUSPECT:
+            self.timers.disarm((Timer.GRACE, member))
+            self.undecided.add(member.job_id)
+        member.apply(trigger, now)
+
+    def lease(self, member: Member, now: float) -> None:
+        settings = self.options.settings
+        threaded = member.threaded
+        length = settings.thread_heartbeat_timeout_s if threaded else settings.heartbeat_timeout_s
+        self.leases.arm(member, now, length)
+
+    def _raise_epoch(self, epoch: int, why: str) -> None:
+        if epoch > EPOCH_MAX:
+            self.counters["absurd epochs claimed"] += 1
+            return
+        self.epoch = epoch
+        self.effects.append(PersistEpoch(epoch))
+        self.effects.append(Log(logging.WARNING, f"Epoch raised to {epoch}: {why}"))
+
+    def unique(self) -> tuple[int, int]:
+        """``(epoch, number)``, never given before."""
+        if self._numbers >= NUMBER_MAX:
+            self._raise_epoch(self.epoch + 1, "its numbers are used up")
+            self._numbers = 0
+        self._numbers += 1
+        return self.epoch, self._numbers
+
+    def _forget(self, member: Member | None) -> None:
+        """Drop a record that another takes the place of: nothing may come of it any more."""
+        if member is None:
+            return
+        self._quieten(member)
+        if self.by_token.get(member.token) is member:
+            del self.by_token[member.token]
+        if self._topics.get(member.topic) is member:
+            self._topics[member.topic] = None
+
+    def forget_long_dead(self, job: Job, now: float) -> None:
+        dead = [m for m in job.members.values() if not m.live]
+        if not dead or (len(dead) <= DEAD_KEPT_MAX and now - min(m.since for m in dead) <= DEAD_KEPT_S):
+            return
+        dead.sort(key=lambda m: m.since)
+        surplus = len(dead) - DEAD_KEPT_MAX
+        for index, member in enumerate(dead):
+            if index < surplus or now - member.since > DEAD_KEPT_S:
+                self._forget(member)
+                del job.members[member.replica_id]
+
+    @property
+    def return_s(self) -> float:
+        return RETURN_TIMEOUTS * self.options.settings.heartbeat_timeout_s
+
+    def send(self, peer: bytes, message: Any) -> None:
+        if peer:
+            self.effects.append(Send((peer,), message))
+
+    def _log(self, level: int, text: str, member: Member) -> None:
+        self.effects.append(Log(level, text, member.job_id, member.replica_id))
+
+    def bury(self, token: bytes, cause: Cause) -> None:
+        """Remember that the process with this token is dead, whoever it says it is later."""
+        self._buried[token] = cause
+        if len(self._buried) > BURIED_MAX:
+            del self._buried[next(iter(self._buried))]
