@@ -31,13 +31,12 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from procguard.env import find_lighthouse_variables, parse_flag
+from procguard.env import LIGHTHOUSE_PORT, PORT_MAX, find_lighthouse_variables, parse_flag
 from procguard.errors import ConfigError
 
 FILE_BYTES_MAX = 1 << 20
 DURATION_MS_MAX = 24 * 60 * 60 * 1000
 REPLICAS_MAX = 100_000
-PORT_MAX = 65_534  # the notices use the port after it
 INTERVALS_PER_TIMEOUT_MIN = 3  # so that neither one lost beat nor two look like a death
 
 _short = reprlib.Repr()  # for values in messages, which may come from a hostile file
@@ -77,9 +76,7 @@ class LighthouseConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     bind: Annotated[str, AfterValidator(_bind_address)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=PORT_MAX)] = (
-        29510  # 0: this port and the notices' are the kernel's choice
-    )
+    port: Annotated[int, Field(ge=0, lt=PORT_MAX)] = LIGHTHOUSE_PORT  # notices use the port after it
     insecure: bool = False
     min_replicas: Annotated[int, Field(ge=1, le=REPLICAS_MAX)] = 1
     heartbeat_interval_ms: Milliseconds = 100

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal as signals
 from enum import IntEnum
-from typing import Annotated, NamedTuple, Union
+from typing import Annotated, NamedTuple
 
 PROTOCOL_VERSION = 1
 DEFAULT_PORT = 29510
@@ -427,14 +427,21 @@ class Snapshot(NamedTuple):
     counters: tuple[Counter, ...]
 
 
-FromMember = Union[
-    Hello, Heartbeat, QuorumRequest, Leave, Obituary, Resync, SnapshotRequest
-]  # fmt: skip
-FromLighthouse = Union[
-    Welcome, Rejected, Rejoin, HelloWanted, QuorumFormed, QuorumWaiting, Excluded, Ack, Snapshot,
-    NoticeBatch, Beacon,
-]  # fmt: skip
-Message = Union[FromMember, FromLighthouse]
+FromMember = Hello | Heartbeat | QuorumRequest | Leave | Obituary | Resync | SnapshotRequest
+FromLighthouse = (
+    Welcome
+    | Rejected
+    | Rejoin
+    | HelloWanted
+    | QuorumFormed
+    | QuorumWaiting
+    | Excluded
+    | Ack
+    | Snapshot
+    | NoticeBatch
+    | Beacon
+)
+Message = FromMember | FromLighthouse
 
 KINDS: dict[int, type[Message]] = {
     1: Hello,

@@ -18,7 +18,7 @@ What every adapter promises:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol, Union
+from typing import NamedTuple, Protocol
 
 
 class Frame(NamedTuple):
@@ -46,7 +46,7 @@ class HandshakeFailed(NamedTuple):
     text: str
 
 
-Inbound = Union[Frame, Subscribed, Unsubscribed, HandshakeFailed]
+Inbound = Frame | Subscribed | Unsubscribed | HandshakeFailed
 
 
 class LighthouseTransport(Protocol):

@@ -9,6 +9,7 @@ Nothing here waits or decides; that is ``collective_rendezvous``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -88,10 +89,8 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 def close_link(sock: socket.socket) -> None:
     """Close for good: the peer sees the end even while a process being spawned holds a copy."""
-    try:
+    with contextlib.suppress(OSError):  # never connected, or the peer was first
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # never connected, or the peer was first
     sock.close()
 
 
@@ -100,9 +99,7 @@ def open_listener(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         try:
             family = socket.AF_INET6
-            return own(
-                socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=True)
-            )
+            return own(socket.create_server(("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=True))
         except OSError:
             pass  # IPv6 is compiled in but switched off; if it was the port, the next line says so
     try:
@@ -113,10 +110,8 @@ def open_listener(port: int) -> socket.socket:
 
 def drain(wake: socket.socket) -> None:
     """Take the wake-up calls that have come; what they are about is read from the state, not from them."""
-    try:
+    with contextlib.suppress(BlockingIOError):
         wake.recv(_WAKE_BYTES_MAX)
-    except BlockingIOError:
-        pass
 
 
 class Kind(IntEnum):
@@ -146,7 +141,7 @@ class Ear:
         self._heard = bytearray()
 
     def listen(self, sock: socket.socket) -> Greeting | None:
-        """The greeting once it is complete; ``ProtocolError`` if it is none, ``OSError`` if the peer closed."""
+        """The greeting once it is complete. ``ProtocolError``: it is none; ``OSError``: the peer closed."""
         try:
             piece = sock.recv(_GREETING.size - len(self._heard))
         except BlockingIOError:

@@ -42,9 +42,7 @@ class ProcessGroup(Protocol):
         and therefore the peers, can reach this machine."""
         ...
 
-    def configure(
-        self, handles: Sequence[str], rank: int, quorum_id: int, timeout: timedelta
-    ) -> None:
+    def configure(self, handles: Sequence[str], rank: int, quorum_id: int, timeout: timedelta) -> None:
         """Connect to the peers of a new quorum and forget the old one.
 
         ``handles`` has one entry a replica, in the order of the replica ranks; ``rank`` is the

@@ -10,7 +10,16 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from procguard.lighthouse.members import Member
-from procguard.messages import Cause, CauseKind, Hello, Incarnation, MemberState, Rejected, Rejection
+from procguard.messages import (
+    Cause,
+    CauseKind,
+    Hello,
+    Incarnation,
+    MemberState,
+    Notice,
+    Rejected,
+    Rejection,
+)
 
 JOBS_MAX = 1_000
 MEMBERS_MAX = 10_000
@@ -28,37 +37,43 @@ class Admission(Enum):
     SUPERSEDE_AND_JOIN = auto()
     """The holder is suspect and another process takes the name: the holder has failed."""
     SUPERSEDE_AND_ADOPT = auto()
+    """The holder, known from claims alone, is an earlier life of the one who claims."""
     REJOIN = auto()
     """The life it claims is over."""
     ID_IN_USE = auto()
 
 
-def judge(hello: Hello, holder: Member | None, fallen: Incarnation | None, epoch: int) -> Admission:
+def judge(hello: Hello, holder: Member | None, fallen: Notice | None, epoch: int) -> Admission:
     """Decide.
 
     Args:
         holder: the member of that replica id, if the lighthouse knows one.
-        fallen: the greatest incarnation of that replica id known to be over.
+        fallen: of the greatest incarnation of that replica id known to be over.
         epoch: the lighthouse's own.
     """
-    claim = hello.claim
-    if holder is None or not holder.live:
-        if claim is None:
-            return Admission.JOIN
-        forgotten = claim.incarnation.epoch >= epoch
-        over = fallen is not None and claim.incarnation <= fallen
-        return Admission.REJOIN if forgotten or over else Admission.ADOPT
-    if holder.token == hello.token:
-        same = claim is None or claim.incarnation == holder.incarnation
-        return Admission.GO_ON if same else Admission.REJOIN
-    awaited = not holder.token
-    if claim is None:
-        return Admission.SUPERSEDE_AND_JOIN if holder.state is MemberState.SUSPECT else Admission.ID_IN_USE
-    if awaited and claim.incarnation == holder.incarnation:
+    live = holder if holder is not None and holder.live else None
+    if hello.claim is None:
+        return _judge_newcomer(hello, live)
+    claimed = hello.claim.incarnation
+    if live is not None and live.token == hello.token:
+        return Admission.GO_ON if claimed == live.incarnation else Admission.REJOIN
+    given_here = claimed.epoch >= epoch  # then we would know it, were it not over
+    if given_here or (fallen is not None and claimed <= fallen.incarnation):
+        return Admission.REJOIN
+    if live is None:
         return Admission.ADOPT
-    if awaited and claim.incarnation > holder.incarnation:
+    if claimed > live.incarnation:
         return Admission.SUPERSEDE_AND_ADOPT
-    return Admission.REJOIN
+    awaited = not live.token
+    return Admission.ADOPT if awaited and claimed == live.incarnation else Admission.REJOIN
+
+
+def _judge_newcomer(hello: Hello, live: Member | None) -> Admission:
+    if live is None:
+        return Admission.JOIN
+    if live.token == hello.token:
+        return Admission.GO_ON
+    return Admission.SUPERSEDE_AND_JOIN if live.state is MemberState.SUSPECT else Admission.ID_IN_USE
 
 
 def id_in_use(holder: Member) -> Rejected:
@@ -95,10 +110,10 @@ def min_replicas_conflict(job_id: str, asked: int, holds: int) -> Rejected:
     )
 
 
-def rejoin_cause(holder: Member | None) -> Cause:
+def rejoin_cause(claimed: Incarnation, fallen: Notice | None) -> Cause:
     """Why the claimed life is over, as far as it is remembered."""
-    if holder is not None and holder.cause is not None:
-        return holder.cause
+    if fallen is not None and fallen.incarnation == claimed:
+        return fallen.cause
     return Cause(CauseKind.SUPERSEDED)
 
 

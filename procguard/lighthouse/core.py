@@ -1,9 +1,9 @@
-"""The lighthouse's decisions: ``step(event, now) -> effects``. No clock, no socket, no file, no randomness.
+"""The lighthouse's decisions: ``step(event, now) -> effects``. No clock, socket, file or randomness.
 
-Messages change what is known about members; conclusions are drawn when time passes (``TimePassed`` closes every
-batch of the inbox): deadlines are judged, all failures of the batch leave in one notice a job, and a quorum
-is decided once, however many asked in the batch. So a member whose heartbeat was in the inbox is never
-called dead, and a thousand requests cost one decision.
+Messages change what is known about members; conclusions are drawn when time passes (``TimePassed`` closes
+every batch of the inbox): deadlines are judged, all failures of the batch leave in one notice a job, and a
+quorum is decided once, however many asked in the batch. So a member whose heartbeat was in the inbox is
+never called dead, and a thousand requests cost one decision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from procguard.lighthouse import admission, views
+from procguard.lighthouse import views
 from procguard.lighthouse.events import (
     Effect,
     Event,
@@ -39,6 +39,7 @@ from procguard.messages import (
     Heartbeat,
     Hello,
     HelloWanted,
+    Incarnation,
     Leave,
     MemberState,
     Obituary,
@@ -48,7 +49,6 @@ from procguard.messages import (
     QuorumFormed,
     QuorumId,
     QuorumRequest,
-    Rejoin,
     Resync,
     Snapshot,
     SnapshotRequest,
@@ -133,7 +133,7 @@ class Core:
             self.roster.send(peer, HelloWanted(self.roster.epoch))
             return
         if member.incarnation != beat.incarnation or member.state > MemberState.SUSPECT:
-            self.roster.send(peer, Rejoin(beat.token, beat.incarnation, admission.rejoin_cause(member)))
+            self._rejoin(peer, member, beat.incarnation)
             return
         member.beat_at = now
         member.step = beat.step
@@ -174,23 +174,26 @@ class Core:
             self.roster.send(peer, HelloWanted(self.roster.epoch))
             return
         if not member.live or asks.incarnation != member.incarnation or asks.replica_id != member.replica_id:
-            self.roster.send(peer, Rejoin(request.token, asks.incarnation, admission.rejoin_cause(member)))
+            self._rejoin(peer, member, asks.incarnation)
             return
         member.trainer_peer = peer
         if asks.round == member.answered_round and member.answer is not None:
             self.roster.send(peer, QuorumFormed(self.roster.epoch, member.answer))
             return
-        if asks.round < member.answered_round:
+        if asks.round < (member.request.round if member.request else member.answered_round):
             self.roster.counters["quorum requests of an older round"] += 1
             return
         if member.request is None:
-            member.longest_step_s = max(member.longest_step_s, now - member.asked_or_answered_at)
+            member.longest_step_s = max(member.longest_step_s, now - member.idle_since)
         member.asked = True
-        member.asked_or_answered_at = now
         member.request = asks
         member.step = asks.step
         self.roster.timers.arm((Timer.REQUEST, member), now, request.ttl_s)
-        self.roster.undecided.add(member.job_id)
+        self.roster.undecided[member.job_id] = None
+
+    def _rejoin(self, peer: bytes, member: Member, claimed: Incarnation) -> None:
+        job = self.roster.jobs[member.job_id]
+        self.roster.send_rejoin(peer, member.token, claimed, job, member.replica_id)
 
     def _leave(self, peer: bytes, leave: Leave, now: float) -> None:
         member = self.roster.by_token.get(leave.token)
@@ -202,7 +205,8 @@ class Core:
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
         member = self.roster.by_token.get(obituary.token) or self._by_process(obituary)
         if member is not None and member.live:
-            self.roster.end(member, Trigger.OBITUARY, obituary.cause, now)
+            left = obituary.cause.kind is CauseKind.LEFT
+            self.roster.end(member, Trigger.LEAVE if left else Trigger.OBITUARY, obituary.cause, now)
         if obituary.token:
             self.roster.bury(obituary.token, obituary.cause)
         self.roster.send(peer, Ack(KIND_OF[Obituary], obituary.token))
@@ -242,8 +246,12 @@ class Core:
         self.roster.effects.append(Log(logging.WARNING, text))
 
     def _time_passed(self, now: float) -> None:
+        beacon_due = False
         for timer, subject in self.roster.timers.due(now):
-            self._timer_over(timer, subject, now)
+            if timer is Timer.BEACON:
+                beacon_due = True
+            else:
+                self._timer_over(timer, subject, now)
         for member in self.roster.leases.due(now):
             self._lease_over(member, now)
         for job in [self.roster.jobs[job_id] for job_id in self.roster.undecided]:
@@ -252,17 +260,19 @@ class Core:
                 self.roster.effects.append(Publish(job.job_id, batch))
             self._decide(job, now)
         self.roster.undecided.clear()
+        if beacon_due:
+            self._beacon(now)
 
     def _timer_over(self, timer: Timer, subject: Any, now: float) -> None:
-        if timer is Timer.BEACON:
-            self._beacon(now)
-        elif timer is Timer.SETTLE:
-            self.roster.undecided.update(self.roster.jobs)
+        if timer is Timer.SETTLE:
+            self.roster.undecided.update(dict.fromkeys(self.roster.jobs))
         elif timer is Timer.JOIN:
-            self._decide(subject, now, join_over=True)
+            subject.join_over = True
+            self.roster.undecided[subject.job_id] = None
         elif timer is Timer.REQUEST:
             subject.request = None
-            self.roster.undecided.add(subject.job_id)
+            subject.idle_since = now
+            self.roster.undecided[subject.job_id] = None
         elif timer is Timer.GRACE:
             self.roster.end(subject, Trigger.GRACE_OVER, Cause(CauseKind.CONNECTION_LOST), now)
         elif timer is Timer.RETURN:
@@ -274,10 +284,8 @@ class Core:
             self.roster.end(subject, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
 
     def _lease_over(self, member: Member, now: float) -> None:
-        if member.live:
-            text = f"none for {now - member.beat_at:.3f} s"
-            cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=text)
-            self.roster.end(member, Trigger.LEASE_OVER, cause, now)
+        cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=f"none for {now - member.beat_at:.3f} s")
+        self.roster.end(member, Trigger.LEASE_OVER, cause, now)
 
     def _beacon(self, now: float) -> None:
         """Tell listeners what they should have heard, and waiters why they wait."""
@@ -286,7 +294,6 @@ class Core:
             self.roster.forget_long_dead(job, now)
             if not job.members:
                 del self.roster.jobs[job.job_id]
-                self.roster.undecided.discard(job.job_id)
                 continue
             self.roster.effects.append(Publish(job.job_id, Beacon(self.roster.epoch, job.notices.seq)))
             waiters = tuple([m.trainer_peer for m in job.live() if m.request])
@@ -297,12 +304,13 @@ class Core:
 
     # --- quorum
 
-    def _decide(self, job: Job, now: float, join_over: bool = False) -> None:
+    def _decide(self, job: Job, now: float) -> None:
         settings = self._settings
         live = job.live()
         settling = (Timer.SETTLE, None) in self.roster.timers
         standings = job.standings(live, now, settings.join_timeout_s)
-        outcome = decide(standings, job.previous, job.conditions(self.roster.epoch, settling, join_over))
+        outcome = decide(standings, job.previous, job.conditions(settling))
+        job.join_over = False
         join = (Timer.JOIN, job)
         if isinstance(outcome, Waiting):
             job.waiting = outcome
@@ -320,6 +328,7 @@ class Core:
         grown = known is None or known.quorum_id.epoch != self.roster.epoch or known.members != members
         if grown or any(p.commit_failures for p in formed.participants):
             known = QuorumClaim(QuorumId(*self.roster.unique()), members)
+            job.claimed = False
             job.formed_at = now
         assert known is not None
         quorum = Quorum(known.quorum_id, job.job_id, formed.participants)
@@ -344,5 +353,5 @@ class Core:
         member.answered_round = member.request.round
         member.answer = quorum
         member.request = None
-        member.asked_or_answered_at = now
+        member.idle_since = now
         self.roster.timers.disarm((Timer.REQUEST, member))

@@ -12,12 +12,15 @@ nothing about the others.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+STALE_MAX = 1_000
+"""Heap entries that no deadline needs any more, beyond as many as there are deadlines."""
 
 
 class Deadlines(Generic[K]):
@@ -59,9 +62,11 @@ class Deadlines(Generic[K]):
         """When to ask ``due`` again; ``inf`` when nothing runs."""
         return self._heap[0][0] if self._heap else inf
 
-    def due(self, now: float) -> list[K]:
-        """Keys whose deadline has passed, in the order of their deadlines; they are disarmed."""
-        over: list[K] = []
+    def due(self, now: float) -> Iterator[K]:
+        """Keys whose deadline has passed, one by one in the order of their deadlines; each is disarmed.
+
+        The caller acts on each before it asks for the next: one that it disarms meanwhile does not come up.
+        """
         while self._heap and self._heap[0][0] <= now:
             when, _, key = heapq.heappop(self._heap)
             if self._queued.get(key) != when:
@@ -74,9 +79,16 @@ class Deadlines(Generic[K]):
                 self._push(key, deadline)
             else:
                 self.disarm(key)
-                over.append(key)
-        return over
+                yield key
 
     def _push(self, key: K, when: float) -> None:
         self._queued[key] = when
         heapq.heappush(self._heap, (when, next(self._order), key))
+        if len(self._heap) > 2 * len(self._since) + STALE_MAX:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop entries of disarmed keys, and those that an earlier one has replaced."""
+        self._queued = {key: when for key, when in self._queued.items() if key in self._since}
+        self._heap = [entry for entry in self._heap if self._queued.get(entry[2]) == entry[0]]
+        heapq.heapify(self._heap)

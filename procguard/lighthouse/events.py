@@ -6,7 +6,7 @@ the service and the simulator drive the same core.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from procguard.messages import Beacon, Message, NoticeBatch
 
@@ -40,7 +40,7 @@ class LoopStalled(NamedTuple):
     gap_s: float
 
 
-Event = Union[Received, TopicHeld, TopicLost, TimePassed, LoopStalled]
+Event = Received | TopicHeld | TopicLost | TimePassed | LoopStalled
 
 
 class Send(NamedTuple):
@@ -72,4 +72,4 @@ class Log(NamedTuple):
     replica_id: str = ""
 
 
-Effect = Union[Send, Publish, PersistEpoch, Log]
+Effect = Send | Publish | PersistEpoch | Log

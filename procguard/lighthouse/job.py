@@ -19,8 +19,13 @@ class Job:
         self.members: dict[str, Member] = {}
         self.notices = NoticeLog()
         self.previous: QuorumClaim | None = None
+        self.claimed = False
+        """``previous`` is known from its members' claims, not formed by this lighthouse."""
         self.formed_at = 0.0
+        """When ``previous`` was formed or, if claimed, learned."""
         self.waiting: Waiting | None = None
+        self.join_over = False
+        """``join_timeout`` has just passed: for the next decision only."""
 
     def live(self) -> list[Member]:
         """Alive and suspect members by replica id."""
@@ -39,11 +44,10 @@ class Job:
             for m in live
         ]
 
-    def conditions(self, epoch: int, settling: bool, join_over: bool) -> Conditions:
-        claimed = self.previous is not None and self.previous.quorum_id.epoch != epoch
-        return Conditions(self.min_replicas, settling, claimed, join_over)
+    def conditions(self, settling: bool) -> Conditions:
+        return Conditions(self.min_replicas, settling, self.claimed, self.join_over)
 
     def is_over(self, replica_id: str, incarnation: Incarnation) -> bool:
         """Whether that life is known to have ended."""
         fallen = self.notices.fallen(replica_id)
-        return fallen is not None and incarnation <= fallen
+        return fallen is not None and incarnation <= fallen.incarnation

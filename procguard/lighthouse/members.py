@@ -54,6 +54,7 @@ TRANSITIONS: dict[tuple[MemberState, Trigger], MemberState] = {
     (_SUSPECT, Trigger.STOPPED): _FAILED,
     (_ALIVE, Trigger.STALLED): _FAILED,
     (_SUSPECT, Trigger.STALLED): _FAILED,
+    (_ALIVE, Trigger.SUPERSEDED): _FAILED,
     (_SUSPECT, Trigger.SUPERSEDED): _FAILED,
     (_SUSPECT, Trigger.NOT_RETURNED): _FAILED,
     (_ALIVE, Trigger.LEAVE): _LEFT,
@@ -68,9 +69,9 @@ class Member:
         "answer",
         "answered_round",
         "asked",
-        "asked_or_answered_at",
         "beat_at",
         "cause",
+        "idle_since",
         "incarnation",
         "job_id",
         "listener_peer",
@@ -120,8 +121,10 @@ class Member:
         self.cause: Cause | None = None
         self.request: Participant | None = None
         self.asked = False
-        self.asked_or_answered_at = now
+        self.idle_since = now
+        """Since when it has not been waiting for a quorum, while it is not."""
         self.longest_step_s = 0.0
+        """The longest it was idle before it asked again."""
         self.answered_round = 0
         self.answer: Quorum | None = None
 
@@ -152,4 +155,4 @@ class Member:
     def overdue(self, now: float, join_timeout_s: float) -> bool:
         """Has not asked for so long that a majority need not wait for it."""
         bound = max(join_timeout_s, 10 * self.longest_step_s)
-        return self.request is None and now - self.asked_or_answered_at > bound
+        return self.request is None and now - self.idle_since > bound

@@ -1,7 +1,7 @@
 """What a job's listeners have been told, so that one that missed something can be told again.
 
-PUB is allowed to lose. Each batch therefore has a sequence number, and this log gives again all that came after
-one; beyond its bound it gives the last failure of every replica id instead, which is all that matters:
+PUB is allowed to lose. Each batch therefore has a sequence number, and this log gives again all that came
+after one; beyond its bound it gives the last failure of every replica id instead, which is all that matters:
 a listener applies each ``(replica_id, incarnation)`` once, whatever it hears twice.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from procguard.messages import Incarnation, Notice, NoticeBatch
+from procguard.messages import Notice, NoticeBatch
 
 BATCHES_MAX = 256
 FALLEN_MAX = 10_000
@@ -53,10 +53,9 @@ class NoticeLog:
             notices = list(self._fallen.values())
         return NoticeBatch(epoch, self.seq, tuple(notices))
 
-    def fallen(self, replica_id: str) -> Incarnation | None:
-        """The greatest incarnation of ``replica_id`` known to be over."""
-        notice = self._fallen.get(replica_id)
-        return notice.incarnation if notice else None
+    def fallen(self, replica_id: str) -> Notice | None:
+        """Of the greatest incarnation of ``replica_id`` known to be over."""
+        return self._fallen.get(replica_id)
 
     def newest(self, count_max: int) -> list[tuple[float, Notice]]:
         """The last notices with the time each was published, newest first."""

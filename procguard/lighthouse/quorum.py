@@ -69,7 +69,8 @@ def decide(
     was_in = frozenset(previous.members) if previous else frozenset()
     incumbents = [m for m in live if (m.replica_id, m.incarnation) in was_in]
     candidates = [m for m in live if m.request and not m.suspect]
-    if previous and any(m.request.shrink_only for m in candidates if m.request):
+    if incumbents and any(m.request.shrink_only for m in candidates if m.request):
+        live = incumbents  # the others have no part in this decision, nor in the whole that is counted
         candidates = [m for m in candidates if (m.replica_id, m.incarnation) in was_in]
 
     short = _numbers(live, candidates, conditions.min_replicas)
@@ -81,13 +82,15 @@ def decide(
     if not incumbents and conditions.settling:
         return Waiting(Reason.SETTLING, 0, 1)
     missing = _not_among(live, candidates)
-    forgotten = conditions.claimed and not incumbents
-    if not conditions.join_over and (missing or forgotten):
-        reason = Reason.PREVIOUS_MEMBERS_MISSING if away or forgotten else Reason.MEMBERS_MISSING
-        names = (away or missing)[:MISSING_NAMED_MAX]
-        need = len(incumbents) if away else len(live)
-        return Waiting(reason, need - len(away or missing), need, names)
-    return _formed(candidates, away)
+    if conditions.join_over:
+        return _formed(candidates, away)
+    if away:
+        return _short_of(Reason.PREVIOUS_MEMBERS_MISSING, len(incumbents), away)
+    if conditions.claimed and not incumbents:
+        return Waiting(Reason.PREVIOUS_MEMBERS_MISSING, 0, 1)
+    if missing:
+        return _short_of(Reason.MEMBERS_MISSING, len(live), missing)
+    return _formed(candidates, ())
 
 
 def _numbers(live: Sequence[Standing], candidates: Sequence[Standing], min_replicas: int) -> Waiting | None:
@@ -102,6 +105,10 @@ def _numbers(live: Sequence[Standing], candidates: Sequence[Standing], min_repli
     if 2 * mine <= counted:
         return Waiting(Reason.NO_MAJORITY, mine, counted // 2 + 1, _named(live, candidates))
     return None
+
+
+def _short_of(reason: Reason, need: int, missing: tuple[str, ...]) -> Waiting:
+    return Waiting(reason, need - len(missing), need, missing[:MISSING_NAMED_MAX])
 
 
 def _not_among(members: Sequence[Standing], candidates: Sequence[Standing]) -> tuple[str, ...]:

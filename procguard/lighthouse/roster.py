@@ -41,6 +41,8 @@ DEAD_KEPT_MAX = 1_000
 DEAD_KEPT_S = 3600.0
 BURIED_MAX = 1_000
 TOPICS_MAX = 20_000
+EPOCHS_RESERVED = 1 << 32
+"""No member's claim raises the epoch so far that these could not follow."""
 NUMBER_MAX = (1 << QUORUM_NUMBER_BITS) - 1
 
 
@@ -81,18 +83,21 @@ class Roster:
         self.by_token: dict[bytes, Member] = {}
         self.leases: Deadlines[Member] = Deadlines()
         self.timers: Deadlines[tuple[Timer, Any]] = Deadlines()
-        self.undecided: set[str] = set()
-        """Jobs about which something was learned: their notices and quorum are due."""
+        self.undecided: dict[str, None] = {}
+        """Jobs about which something was learned, in that order: their notices and quorum are due."""
         self.effects: list[Effect] = []
         self.counters: Tally[str] = Tally()
         self._numbers = 0
-        self._topics: dict[bytes, Member | None] = {}
-        self._welcomes: dict[bytes, tuple[bytes, Member]] = {}
+        self._by_topic: dict[bytes, Member] = {}
+        self._held: dict[bytes, None] = {}
+        """Topics that somebody subscribes to."""
+        self._welcomes: dict[bytes, bytes] = {}
+        """Listeners whose subscription has not been seen yet, by topic."""
         self._buried: dict[bytes, Cause] = {}
 
     def hello(self, peer: bytes, hello: Hello, now: float) -> None:
         if hello.epoch > self.epoch:
-            self._raise_epoch(hello.epoch + 1, f"{hello.replica_id} has seen epoch {hello.epoch}")
+            self._see_epoch(hello)
         refusal = admission.unsupported(hello)
         if hello.token in self._buried:
             refusal = admission.buried(self._buried[hello.token])
@@ -112,20 +117,21 @@ class Roster:
         if job is None:
             full = len(self.jobs) >= admission.JOBS_MAX
             return admission.full("jobs", admission.JOBS_MAX) if full else None
-        asked = max(hello.min_replicas, self.options.min_replicas)
-        if hello.min_replicas and asked != job.min_replicas:
-            others = [m for m in job.live() if m.token != hello.token and m.replica_id != hello.replica_id]
-            if others:
-                return admission.min_replicas_conflict(job.job_id, asked, job.min_replicas)
-            job.min_replicas = asked
+        asked = self._min_replicas(hello)
+        others = any(m.live and m.replica_id != hello.replica_id for m in job.members.values())
+        if others and hello.min_replicas and asked != job.min_replicas:
+            return admission.min_replicas_conflict(job.job_id, asked, job.min_replicas)
         if hello.replica_id not in job.members and len(job.members) >= admission.MEMBERS_MAX:
             return admission.full("members of this job", admission.MEMBERS_MAX)
         return None
 
     def _new_job(self, hello: Hello) -> Job:
-        job = Job(hello.job_id, max(hello.min_replicas, self.options.min_replicas))
+        job = Job(hello.job_id, self._min_replicas(hello))
         self.jobs[hello.job_id] = job
         return job
+
+    def _min_replicas(self, hello: Hello) -> int:
+        return max(hello.min_replicas, self.options.min_replicas)
 
     def _admit(self, peer: bytes, hello: Hello, job: Job, now: float) -> None:
         holder = job.members.get(hello.replica_id)
@@ -136,8 +142,7 @@ class Roster:
             return
         if verdict is Admission.REJOIN:
             assert hello.claim is not None
-            cause = admission.rejoin_cause(holder)
-            self.send(peer, Rejoin(hello.token, hello.claim.incarnation, cause))
+            self.send_rejoin(peer, hello.token, hello.claim.incarnation, job, hello.replica_id)
             return
         if verdict in (Admission.SUPERSEDE_AND_JOIN, Admission.SUPERSEDE_AND_ADOPT):
             assert holder is not None
@@ -148,12 +153,13 @@ class Roster:
             self.revive(member, Trigger.HELLO, now)
         else:
             member = self._new_member(job, hello, verdict, now)
-        member.introduce(hello, peer)
-        self.by_token[hello.token] = member
+        if hello.min_replicas:
+            job.min_replicas = self._min_replicas(hello)
+        self._introduce(member, hello, peer)
         self.lease(member, now)
         if hello.claim and hello.claim.quorum:
             self._consider_claim(job, hello.claim, member, now)
-        self.undecided.add(job.job_id)
+        self.undecided[job.job_id] = None
         self._welcome(peer, hello.topic, member)
 
     def _new_member(self, job: Job, hello: Hello, verdict: Admission, now: float) -> Member:
@@ -170,6 +176,18 @@ class Roster:
         self._log(logging.INFO, f"Replica {member.replica_id} {verb} incarnation {incarnation}", member)
         return member
 
+    def _introduce(self, member: Member, hello: Hello, peer: bytes) -> None:
+        """Note who speaks for the member; a new listener takes the place of the one before."""
+        if hello.topic:
+            self._drop_topic(member)
+            self._by_topic[hello.topic] = member
+        member.introduce(hello, peer)
+        self.by_token[hello.token] = member
+
+    def _drop_topic(self, member: Member) -> None:
+        if self._by_topic.get(member.topic) is member:
+            del self._by_topic[member.topic]
+
     def _consider_claim(self, job: Job, claim: Claim, member: Member, now: float) -> None:
         """Learn the previous quorum, which this lighthouse has forgotten, from one that was in it."""
         quorum = claim.quorum
@@ -179,17 +197,29 @@ class Roster:
         if quorum.quorum_id <= known or quorum.quorum_id.epoch >= self.epoch:
             return
         job.previous = quorum
-        for replica_id, incarnation in quorum.members[: admission.MEMBERS_MAX]:
-            other = job.members.get(replica_id)
-            if job.is_over(replica_id, incarnation):
-                continue
-            if other is None or not other.live:
-                self._await_return(job, replica_id, incarnation, now)
-            elif other.incarnation > incarnation:
-                superseded = Notice(replica_id, incarnation, Cause(CauseKind.SUPERSEDED), 0)
-                job.notices.add(superseded)
+        job.claimed = True
+        job.formed_at = now
+        for replica_id, incarnation in quorum.members:
+            given_here = incarnation.epoch >= self.epoch
+            if not given_here and not job.is_over(replica_id, incarnation):
+                self._consider_claimed(job, replica_id, incarnation, member, now)
+
+    def _consider_claimed(
+        self, job: Job, replica_id: str, incarnation: Incarnation, claimant: Member, now: float
+    ) -> None:
+        """Learn that a life had begun; which may be over by now, or wanting to go on."""
+        holder = job.members.get(replica_id)
+        if holder is None or not holder.live:
+            self._await_return(job, replica_id, incarnation, now)
+        elif holder.incarnation > incarnation:
+            job.notices.add(Notice(replica_id, incarnation, Cause(CauseKind.SUPERSEDED), 0))
+        elif holder.incarnation < incarnation and holder is not claimant:
+            self.end(holder, Trigger.SUPERSEDED, Cause(CauseKind.SUPERSEDED), now)
+            self._await_return(job, replica_id, incarnation, now)
 
     def _await_return(self, job: Job, replica_id: str, incarnation: Incarnation, now: float) -> None:
+        if replica_id not in job.members and len(job.members) >= admission.MEMBERS_MAX:
+            return
         self._forget(job.members.get(replica_id))
         absent = Member(job.job_id, replica_id, incarnation, MemberState.SUSPECT, now)
         absent.asked = True
@@ -201,13 +231,11 @@ class Roster:
         if not topic:
             self.send(peer, self._welcome_to(member))
             return
-        if topic in self._topics:
-            self._topics[topic] = member
+        if topic in self._held:
             self.send(peer, self._welcome_to(member))
         else:
-            self._welcomes[topic] = (peer, member)
-            if len(self._welcomes) > TOPICS_MAX:
-                del self._welcomes[next(iter(self._welcomes))]
+            self._welcomes[topic] = peer
+            _bound(self._welcomes, TOPICS_MAX)
 
     def _welcome_to(self, member: Member) -> Welcome:
         seq = self.jobs[member.job_id].notices.seq
@@ -215,24 +243,17 @@ class Roster:
         return Welcome(self.epoch, member.incarnation, options.notice_port, seq, options.settings)
 
     def topic_held(self, topic: bytes) -> None:
-        waiting = self._welcomes.pop(topic, None)
-        if waiting is None:
-            if topic.startswith(b"\0"):
-                self._hold_topic(topic, None)
-            return
-        peer, member = waiting
-        self._hold_topic(topic, member)
-        if member.live:
+        self._held[topic] = None
+        _bound(self._held, TOPICS_MAX)
+        peer = self._welcomes.pop(topic, b"")
+        member = self._by_topic.get(topic)
+        if member is not None and member.live:
             self.send(peer, self._welcome_to(member))
 
-    def _hold_topic(self, topic: bytes, member: Member | None) -> None:
-        self._topics[topic] = member
-        if len(self._topics) > TOPICS_MAX:
-            del self._topics[next(iter(self._topics))]
-
     def topic_lost(self, topic: bytes, now: float) -> None:
-        member = self._topics.pop(topic, None)
-        if member is None or not member.live or member.topic != topic:
+        self._held.pop(topic, None)
+        member = self._by_topic.get(topic)
+        if member is None or not member.live:
             return
         if member.state is MemberState.ALIVE:
             self.timers.arm((Timer.GRACE, member), now, self.options.settings.disconnect_grace_s)
@@ -246,7 +267,7 @@ class Roster:
         self._quieten(member)
         notice = Notice(member.replica_id, member.incarnation, cause, member.step)
         self.jobs[member.job_id].notices.add(notice)
-        self.undecided.add(member.job_id)
+        self.undecided[member.job_id] = None
         self.counters["members that left" if notice.left else "members that failed"] += 1
         self._log_end(member, cause)
 
@@ -268,7 +289,7 @@ class Roster:
     def revive(self, member: Member, trigger: Trigger, now: float) -> None:
         if member.state is MemberState.SUSPECT:
             self.timers.disarm((Timer.GRACE, member))
-            self.undecided.add(member.job_id)
+            self.undecided[member.job_id] = None
         member.apply(trigger, now)
 
     def lease(self, member: Member, now: float) -> None:
@@ -277,10 +298,14 @@ class Roster:
         length = settings.thread_heartbeat_timeout_s if threaded else settings.heartbeat_timeout_s
         self.leases.arm(member, now, length)
 
-    def _raise_epoch(self, epoch: int, why: str) -> None:
-        if epoch > EPOCH_MAX:
+    def _see_epoch(self, hello: Hello) -> None:
+        """A lighthouse of a later epoch has been at work: whatever it gave, we must not give again."""
+        if hello.epoch > EPOCH_MAX - EPOCHS_RESERVED:
             self.counters["absurd epochs claimed"] += 1
             return
+        self._raise_epoch(hello.epoch + 1, f"{hello.replica_id} has seen epoch {hello.epoch}")
+
+    def _raise_epoch(self, epoch: int, why: str) -> None:
         self.epoch = epoch
         self.effects.append(PersistEpoch(epoch))
         self.effects.append(Log(logging.WARNING, f"Epoch raised to {epoch}: {why}"))
@@ -300,8 +325,7 @@ class Roster:
         self._quieten(member)
         if self.by_token.get(member.token) is member:
             del self.by_token[member.token]
-        if self._topics.get(member.topic) is member:
-            self._topics[member.topic] = None
+        self._drop_topic(member)
 
     def forget_long_dead(self, job: Job, now: float) -> None:
         dead = [m for m in job.members.values() if not m.live]
@@ -322,11 +346,20 @@ class Roster:
         if peer:
             self.effects.append(Send((peer,), message))
 
+    def send_rejoin(self, peer: bytes, token: bytes, claimed: Incarnation, job: Job, replica_id: str) -> None:
+        cause = admission.rejoin_cause(claimed, job.notices.fallen(replica_id))
+        self.send(peer, Rejoin(token, claimed, cause))
+
     def _log(self, level: int, text: str, member: Member) -> None:
         self.effects.append(Log(level, text, member.job_id, member.replica_id))
 
     def bury(self, token: bytes, cause: Cause) -> None:
         """Remember that the process with this token is dead, whoever it says it is later."""
         self._buried[token] = cause
-        if len(self._buried) > BURIED_MAX:
-            del self._buried[next(iter(self._buried))]
+        _bound(self._buried, BURIED_MAX)
+
+
+def _bound(table: dict[bytes, Any], count_max: int) -> None:
+    """Let the oldest entry of a table go when there is one too many."""
+    if len(table) > count_max:
+        del table[next(iter(table))]

@@ -1,0 +1,173 @@
+"""From the question to a configured process group: one round, on the quorum thread.
+
+Ask, check the answer against the fence, configure the process group, then heal or let others heal. A quorum that
+is broken before it is in use (a member known to be over, an abort during configure) is asked for again
+at once: nothing has been computed in it, so no step is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from procguard.client.abort import FencedAbort
+from procguard.client.checkpoint import CheckpointTransport
+from procguard.client.membership import Membership
+from procguard.client.process_group import ProcessGroup, Work
+from procguard.client.recovery_plan import RecoveryPlan, recovery_plan
+from procguard.errors import CheckpointError, CollectiveAborted, CollectiveError, QuorumTimeout
+from procguard.messages import Participant, Phase, Quorum, Rank
+
+_log = logging.getLogger(__name__)
+
+NO_INCARNATION = (0, 0)
+
+
+@dataclass
+class Round:
+    """All that belongs to one step's quorum, from ``start_quorum`` to ``should_commit``."""
+
+    allow_heal: bool
+    shrink_only: bool
+    timeout: timedelta
+    formed: Future[None] = field(default_factory=Future)
+    quorum: Quorum | None = None
+    plan: RecoveryPlan | None = None
+    error: Exception | None = None
+    """What went wrong in this quorum; the step does not commit."""
+    state: Any = None
+    """Fetched and verified, not yet loaded."""
+    behind: bool = False
+    """This replica's state is not the others' yet."""
+    pending: list[Work] = field(default_factory=list)
+    concluded: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far this replica is."""
+
+    step: int = 0
+    committed_in: int = 0
+    batches: int = 0
+    commit_failures: int = 0
+
+
+class Formation:
+    """Forms quorums for one replica.
+
+    Args:
+        progress: how far this replica is, now.
+        state_dict: the state that others heal from, with the Manager's own part.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        pg: ProcessGroup,
+        transport: CheckpointTransport,
+        abort: FencedAbort,
+        *,
+        host: str,
+        init_sync: bool,
+        timeout: timedelta,
+        quorum_retries: int,
+        progress: Callable[[], Progress],
+        state_dict: Callable[[], Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._membership = membership
+        self._pg = pg
+        self._transport = transport
+        self._abort = abort
+        self._host = host
+        self._init_sync = init_sync
+        self._timeout = timeout
+        self._quorum_retries = quorum_retries
+        self._progress = progress
+        self._state_dict = state_dict
+        self._clock = clock
+        self._asked = 0
+        self._configured = 0
+
+    def run(self, this: Round) -> None:
+        """Form the quorum of this round. Raises what only the caller can mend, such as QuorumTimeout."""
+        broken = 0
+        while True:
+            quorum = self._ask(this, broken)
+            if self._abort.install(quorum) and self._configure(this, quorum):
+                break
+            broken += 1
+        if this.error is None and this.allow_heal:
+            self._heal(this)
+
+    def _ask(self, this: Round, broken: int) -> Quorum:
+        timeout_s = this.timeout.total_seconds()
+        for attempt in range(self._quorum_retries + 1):
+            try:
+                return self._membership.quorum(self._participant(this, broken), timeout_s)
+            except QuorumTimeout as error:
+                if attempt == self._quorum_retries:
+                    raise
+                _log.warning("%s; asking again", error)
+        raise AssertionError("quorum_retries is not negative")
+
+    def _participant(self, this: Round, broken: int) -> Participant:
+        self._asked += 1
+        progress = self._progress()
+        return Participant(
+            replica_id=self._membership.replica_id,
+            incarnation=self._membership.incarnation,
+            round=self._asked,
+            step=progress.step,
+            committed_in=progress.committed_in,
+            world_size=1,
+            address=self._host,
+            shrink_only=this.shrink_only,
+            commit_failures=progress.commit_failures + broken,
+            data=b"",
+            ranks=(Rank(self._pg.handle(), self._transport.metadata()),),
+        )
+
+    def _configure(self, this: Round, quorum: Quorum) -> bool:
+        """Connect to the others; False when the quorum was aborted meanwhile."""
+        plan = recovery_plan(quorum, self._membership.replica_id, 0, self._init_sync)
+        quorum_id = quorum.quorum_id.packed
+        if quorum_id != self._configured:
+            handles = [participant.ranks[0].handle for participant in quorum.participants]
+            try:
+                self._pg.configure(handles, plan.replica_rank, quorum_id, self._timeout)
+            except CollectiveAborted as error:
+                _log.info("%s; asking for a quorum again", error)
+                return False
+            except CollectiveError as error:
+                self._abort.end(quorum.quorum_id, str(error))
+                this.error = error
+            else:
+                self._configured = quorum_id
+        this.quorum, this.plan, this.behind = quorum, plan, plan.heals
+        return True
+
+    def _heal(self, this: Round) -> None:
+        plan, quorum = this.plan, this.quorum
+        assert plan is not None and quorum is not None
+        if plan.healers:
+            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state_dict(), self._timeout)
+        if plan.source is None:
+            return
+        self._membership.show(phase=Phase.HEAL)
+        source = quorum.participants[plan.source]
+        where = source.ranks[0].checkpoint_metadata
+        try:
+            this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)
+        except CheckpointError as error:
+            _log.warning("Healing from %s failed, the next step tries again: %s", source.replica_id, error)
+        else:
+            _log.info("Fetched the state of step %d from %s", plan.step, source.replica_id)
+        finally:
+            self._membership.show(phase=Phase.COMPUTE)

@@ -1,0 +1,193 @@
+"""The trainer's own connection to the lighthouse: blocking calls around ``Requests``.
+
+One call at a time (a lock sees to it), from any thread. What goes wrong is said with the address, the variable it
+came from and the likely mistake.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from procguard import codec
+from procguard.adapters.base import MemberTransport
+from procguard.client.requests import (
+    Effect,
+    Reborn,
+    Requests,
+    Send,
+    describe_refusal,
+    describe_wait,
+)
+from procguard.errors import LighthouseRejected, LighthouseUnreachable, ProtocolError, QuorumTimeout
+from procguard.messages import Hello, Participant, Quorum, Welcome
+
+RECEIVE_MAX = 100
+PROBE_TIMEOUT_S = 1.0
+
+
+class Interrupted(Exception):
+    """The call was ended by ``interrupt``: the Manager shuts down."""
+
+
+class LighthouseClient:
+    """Join, ask for quorums, leave.
+
+    Args:
+        where: the address and where it was set, as error messages name them.
+        on_reborn: called, from the calling thread, for each incarnation the lighthouse gives.
+    """
+
+    def __init__(
+        self,
+        transport: MemberTransport,
+        hello: Hello,
+        where: str,
+        on_reborn: Callable[[Welcome], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._requests = Requests(hello)
+        self._where = where
+        self._on_reborn = on_reborn
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._interrupted = False
+        self._wake_read, self._wake_write = socket.socketpair()
+
+    @property
+    def welcome(self) -> Welcome:
+        """The lighthouse's last Welcome; there is one once ``join`` has returned."""
+        assert self._requests.welcome is not None
+        return self._requests.welcome
+
+    def join(self, timeout_s: float) -> Welcome:
+        """Become a member.
+
+        Raises:
+            LighthouseUnreachable: nobody answered in time.
+            LighthouseRejected: the lighthouse says no, or another process holds the id.
+        """
+        with self._lock:
+            if not self._run(self._requests.join(self._clock()), timeout_s):
+                self._raise_if_refused()
+                raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s))
+            return self.welcome
+
+    def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
+        """Ask to take part in the next quorum and wait for it.
+
+        Raises:
+            QuorumTimeout: there was none in time; says what was missing.
+            LighthouseRejected: this process may not be a member any more.
+        """
+        with self._lock:
+            requests = self._requests
+            if not self._run(requests.ask(asks, timeout_s, self._clock()), timeout_s):
+                self._raise_if_refused()
+                why = describe_wait(requests.waiting)
+                raise QuorumTimeout(f"no quorum within {timeout_s:g} s at {self._where}: {why}")
+            assert requests.quorum is not None
+            return requests.quorum
+
+    def leave(self, step: int, timeout_s: float) -> bool:
+        """Say that this member goes; False when nobody acknowledged it in time."""
+        with self._lock:
+            self._interrupted = False
+            return self._run(self._requests.leave(step, self._clock()), timeout_s)
+
+    def interrupt(self) -> None:
+        """End the call in progress, from any thread, with ``Interrupted``."""
+        self._interrupted = True
+        self._wake_write.send(b"x")
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._transport.close()
+            self._wake_read.close()
+            self._wake_write.close()
+
+    def _run(self, effects: tuple[Effect, ...], timeout_s: float) -> bool:
+        """Talk until the goal is reached (True), time is over, or the answer is a lasting no."""
+        requests = self._requests
+        give_up_at = self._clock() + timeout_s
+        self._perform(effects)
+        while not requests.done:
+            now = self._clock()
+            if now >= give_up_at or requests.refused:
+                requests.give_up()
+                return False
+            wait_s = min(requests.next_deadline(), give_up_at) - now
+            if self._transport.wait(max(0.0, wait_s), (self._wake_read.fileno(),)):
+                self._wake_read.recv(RECEIVE_MAX)
+            if self._interrupted:
+                requests.give_up()
+                raise Interrupted
+            for frame in self._transport.receive(RECEIVE_MAX):
+                self._receive(frame)
+            self._perform(requests.time_passed(self._clock()))
+        return True
+
+    def _receive(self, frame: bytes) -> None:
+        try:
+            message = codec.decode(frame)
+        except ProtocolError:
+            return  # a lighthouse of another version: the request times out and says so
+        self._perform(self._requests.receive(message, self._clock()))
+
+    def _perform(self, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._transport.send(codec.encode(effect.message))
+            elif isinstance(effect, Reborn):
+                self._on_reborn(effect.welcome)
+
+    def _raise_if_refused(self) -> None:
+        refusal = self._requests.refusal
+        if refusal is not None:
+            text = describe_refusal(refusal, self._requests.hello.replica_id)
+            raise LighthouseRejected(f"the lighthouse at {self._where} refused: {text}")
+
+
+def explain_unreachable(where: str, timeout_s: float) -> str:
+    """Name the likely mistake, after one look at the address."""
+    address = where.split(" ")[0]
+    host, _, port = address.rpartition(":")
+    return f"no lighthouse answered at {where} within {timeout_s:g} s: {_probe(host.strip('[]'), int(port))}"
+
+
+def _probe(host: str, port: int) -> str:
+    start = f"start one with `procguard-lighthouse --port {port}`"
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
+            return (
+                f"something accepts connections there but does not speak ProcGuard's protocol; is {port} "
+                "the lighthouse's --port?"
+            )
+    except socket.gaierror as error:
+        return f"the name {host!r} does not resolve ({error.strerror}); check PROCGUARD_LIGHTHOUSE"
+    except ConnectionRefusedError:
+        return f"nothing listens on port {port} of {host}; {start}, or set PROCGUARD_LIGHTHOUSE=HOST:PORT"
+    except TimeoutError:
+        return f"{host} does not answer on port {port}; is a firewall between, or the host down?"
+    except OSError as error:
+        return f"{os.strerror(error.errno or 0)}; check PROCGUARD_LIGHTHOUSE"
+
+
+def local_address_toward(host: str, port: int) -> str:
+    """The address of this machine from which ``host`` is reached; sends nothing.
+
+    Falls back to loopback when there is no way there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            name: str = probe.getsockname()[0]
+            return name
+    except OSError:
+        return "127.0.0.1"

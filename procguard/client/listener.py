@@ -1,0 +1,93 @@
+"""``python -m procguard.client.listener``: the listener process, started by its trainer and by nobody else.
+
+Immune to the trainer's GIL and to the signals that end a trainer: it has a session of its own and ignores INT,
+TERM and HUP, because its last duty comes after the trainer's end. It holds none of the trainer's standard
+streams. Its configuration comes over the link; its arguments say only which descriptors it was given.
+
+Imports zmq, msgpack and ProcGuard's own client rooms, nothing else: it must be there in 30 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.client.link import Link, Said
+from procguard.client.loop import ListenerLoop
+from procguard.client.session import Session, Trainer
+from procguard.client.witness import Death, LifeLine, Witness
+from procguard.messages import Cause, CauseKind, Phase
+
+_NONE = -1
+_PHASES = {int(phase): phase for phase in Phase}
+
+
+class WitnessWatch:
+    """The witness, in the session's words."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    def fds(self) -> Sequence[int]:
+        return self._witness.fds()
+
+    def look(self) -> tuple[Trainer, Cause | None]:
+        death = self._witness.verdict()
+        state = self._witness.look()
+        board = self._witness.board.read() if self._witness.board else None
+        trainer = Trainer(stopped=state.letter == "T")
+        if board is not None:
+            phase = _PHASES.get(board.phase, Phase.STARTING)
+            trainer = Trainer(phase, board.progress, board.step, trainer.stopped)
+        return trainer, cause_of(death) if death else None
+
+
+def cause_of(death: Death) -> Cause:
+    """A death as the wire says it."""
+    if death.exec:
+        return Cause(CauseKind.PROCESS_REPLACED)
+    return Cause(CauseKind.PROCESS_EXIT, death.exit_code, death.signal, death.core)
+
+
+class LinkLog(logging.Handler):
+    """Sends log lines to the trainer, which has somewhere to show them."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(logging.INFO)
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._link.send(Said(record.levelno, record.getMessage()[:4096]))
+
+
+def command(host: str, port: int, life_line: LifeLine, link_fd: int, topic: bytes) -> list[str]:
+    """The command line that starts ``main`` with these."""
+    fds = (link_fd, life_line.memfd, life_line.pidfd)
+    numbers = [str(_NONE if fd is None else fd) for fd in fds]
+    return [sys.executable, "-m", "procguard.client.listener", host, str(port), topic.hex(), *numbers]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one session to its end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    host, port, topic = argv[0], int(argv[1]), bytes.fromhex(argv[2])
+    link_fd, memfd, pidfd = (int(number) for number in argv[3:6])
+    link = Link(socket.socket(fileno=link_fd))
+    logging.getLogger("procguard").addHandler(LinkLog(link))
+    watch = None
+    if pidfd != _NONE:
+        watch = WitnessWatch(Witness(None if memfd == _NONE else memfd, pidfd))
+    transport = ZmqMemberTransport(host, port)
+    try:
+        ListenerLoop(Session(threaded=False, topic=topic), transport, link, watch).run()
+    finally:
+        transport.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

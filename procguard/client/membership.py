@@ -1,0 +1,176 @@
+"""Being a member: the trainer's connection, its companion, its life line, held together under one token.
+
+The Manager asks here for quorums and is told here of failures; it need not know how many processes and
+threads that takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from procguard.adapters.base import MemberTransport
+from procguard.client.companion import Companion, Hears
+from procguard.client.hosts import Host, ListenerThread
+from procguard.client.lighthouse_client import LighthouseClient
+from procguard.client.link import Enrol, InQuorum, LastWords
+from procguard.client.proc_stat import boot_id, read_stat
+from procguard.client.witness import LifeLine
+from procguard.messages import (
+    Claim,
+    Hello,
+    Incarnation,
+    Participant,
+    Phase,
+    Process,
+    Quorum,
+    QuorumClaim,
+    Welcome,
+)
+
+_log = logging.getLogger(__name__)
+
+TOKEN_BYTES = 16
+LEAVE_TIMEOUT_S = 2.0
+LAST_WORDS_MAX = 300
+
+
+class Identity(NamedTuple):
+    """Who this trainer says it is."""
+
+    job_id: str
+    replica_id: str
+    min_replicas: int
+    progress_timeout_s: float
+
+
+class Membership:
+    """One trainer's membership, from ``__init__`` (which joins) to ``leave``.
+
+    Args:
+        where: the lighthouse's address as errors name it.
+        connect: opens a connection to the lighthouse.
+        start_process: starts a listener process for a life line; None: no listening process is spawned
+            and no notice is heard (proactive recovery is off).
+        hears: told of failures, on the failure thread.
+
+    Raises:
+        LighthouseUnreachable, LighthouseRejected: it could not join within ``connect_timeout_s``.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        where: str,
+        connect: Callable[[], MemberTransport],
+        start_process: Callable[[LifeLine], Host] | None,
+        hears: Hears,
+        connect_timeout_s: float,
+    ) -> None:
+        self.replica_id = identity.replica_id
+        self._life_line = LifeLine()
+        self.board = self._life_line.board
+        self._connect = connect
+        self._proactive = start_process is not None
+        self._hello = Hello(
+            job_id=identity.job_id,
+            replica_id=identity.replica_id,
+            token=secrets.token_bytes(TOKEN_BYTES),
+            process=this_process(),
+            group_rank=0,
+            group_world_size=1,
+            group_run="",
+            claim=None,
+            topic=b"",
+            epoch=0,
+            min_replicas=identity.min_replicas,
+            progress_timeout_s=identity.progress_timeout_s,
+        )
+        self._client = LighthouseClient(connect(), self._hello, where, self._reborn)
+        self._companion: Companion | None = None
+        try:
+            welcome = self._client.join(connect_timeout_s)
+        except BaseException:
+            self._client.close()
+            self._life_line.close()
+            raise
+        start = partial(start_process, self._life_line) if start_process else None
+        self._companion = Companion(self._start_thread, start, hears)
+        self._companion.start(self._enrol(welcome))
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """The present one."""
+        return self._client.welcome.incarnation
+
+    @property
+    def listening_pids(self) -> list[int]:
+        """Pids of the listener processes."""
+        return self._companion.listening_pids if self._companion else []
+
+    def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
+        """Take part in the next quorum. Raises ``QuorumTimeout`` or ``LighthouseRejected``."""
+        quorum = self._client.quorum(asks, timeout_s)
+        members = tuple([(p.replica_id, p.incarnation) for p in quorum.participants])
+        if self._companion:
+            epoch = max(self._client.welcome.epoch, quorum.quorum_id.epoch)
+            self._companion.in_quorum(InQuorum(epoch, QuorumClaim(quorum.quorum_id, members)))
+        return quorum
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Have the failure thread call."""
+        if self._companion:
+            self._companion.call_later(delay_s, call)
+
+    def show(
+        self, *, phase: Phase | None = None, progress: int | None = None, step: int | None = None
+    ) -> None:
+        """Write on the board what the next beat tells."""
+        self.board.write(phase=phase, progress=progress, step=step)
+
+    def say_last_words(self, error: BaseException) -> None:
+        """An uncaught exception is about to end this process: let the obituary say which."""
+        if self._companion:
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._companion.tell(LastWords(text[:LAST_WORDS_MAX]))
+
+    def leave(self, step: int) -> None:
+        """Leave in good order and close everything."""
+        self._client.interrupt()
+        if not self._client.leave(step, LEAVE_TIMEOUT_S):
+            _log.warning("The lighthouse did not acknowledge the departure of %s", self.replica_id)
+        if self._companion:
+            self._companion.close()
+        self._client.close()
+        self._life_line.close()
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's membership without a word."""
+        if self._companion:
+            self._companion.disown()
+
+    def _reborn(self, welcome: Welcome) -> None:
+        _log.info("%s is incarnation %s", self.replica_id, welcome.incarnation)
+        if self._companion:
+            self._companion.enrol(self._enrol(welcome))
+
+    def _enrol(self, welcome: Welcome) -> Enrol:
+        hello = self._hello._replace(claim=Claim(welcome.incarnation, None), epoch=welcome.epoch)
+        return Enrol(hello, welcome.notice_port, welcome.seq, welcome.settings)
+
+    def _start_thread(self) -> Host:
+        return ListenerThread(self._connect(), self.board, hear_notices=self._proactive)
+
+
+def this_process() -> Process:
+    """This process, as no other on any boot of any machine is called."""
+    try:
+        return Process(socket.gethostname(), boot_id(), os.getpid(), read_stat(os.getpid()).start_time_ticks)
+    except OSError:  # no /proc
+        return Process(socket.gethostname(), "", os.getpid(), 0)

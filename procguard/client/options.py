@@ -1,0 +1,130 @@
+"""What a Manager is told, by argument and by variable, made into one set of checked options.
+
+Timeouts and retries: the variable wins, so that a running job's operator need not touch its code. Address and
+ids: the argument wins, because the code knows who it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from procguard.env import Address, TrainerSettings, parse_address, parse_name
+from procguard.errors import UsageError
+
+DEFAULT_JOB = "default"
+
+
+@dataclass(frozen=True)
+class ManagerOptions:
+    """Checked; times as ``timedelta``, ``None`` only where it has a meaning of its own."""
+
+    lighthouse: Address
+    where: str
+    """The address and where it was set, for error messages."""
+    job_id: str
+    replica_id: str
+    min_replica_size: int
+    timeout: timedelta
+    quorum_timeout: timedelta
+    connect_timeout: timedelta
+    quorum_retries: int
+    max_retries: int | None
+    progress_timeout: timedelta | None
+    proactive: bool
+    hostname: str | None
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        lighthouse_addr: str | None,
+        job_id: str | None,
+        replica_id: str | None,
+        min_replica_size: int,
+        group_rank: int | None,
+        group_world_size: int | None,
+        timeout: timedelta,
+        quorum_timeout: timedelta,
+        connect_timeout: timedelta,
+        quorum_retries: int,
+        max_retries: int | None,
+        progress_timeout: timedelta | None,
+        proactive_recovery: bool | None,
+        hostname: str | None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> ManagerOptions:
+        """Combine arguments and variables. Raises ``UsageError`` naming what cannot work."""
+        found = TrainerSettings.read(environ)
+        lighthouse, where = _lighthouse(lighthouse_addr, found)
+        _one_rank(group_rank, group_world_size, found)
+        if min_replica_size < 1:
+            raise UsageError(f"min_replica_size is {min_replica_size}; a quorum has at least 1 replica")
+        proactive = proactive_recovery if proactive_recovery is not None else found.proactive_recovery
+        retries = found.quorum_retries if found.quorum_retries is not None else quorum_retries
+        return cls(
+            lighthouse=lighthouse,
+            where=where,
+            job_id=_name("job_id", job_id) or found.job_id or DEFAULT_JOB,
+            replica_id=_name("replica_id", replica_id) or _replica_id(found),
+            min_replica_size=min_replica_size,
+            timeout=_positive("timeout", found.timeout or timeout),
+            quorum_timeout=_positive("quorum_timeout", found.quorum_timeout or quorum_timeout),
+            connect_timeout=_positive("connect_timeout", found.connect_timeout or connect_timeout),
+            quorum_retries=retries,
+            max_retries=max_retries,
+            progress_timeout=found.progress_timeout or progress_timeout,
+            proactive=True if proactive is None else proactive,
+            hostname=hostname,
+        )
+
+
+def _lighthouse(argument: str | None, found: TrainerSettings) -> tuple[Address, str]:
+    if argument is not None:
+        try:
+            address = parse_address(argument)
+        except UsageError as error:
+            raise UsageError(f"lighthouse_addr: {error}") from None
+        return address, f"{address} (given as lighthouse_addr)"
+    if found.lighthouse is not None:
+        return found.lighthouse, f"{found.lighthouse} (from PROCGUARD_LIGHTHOUSE)"
+    raise UsageError(
+        "no lighthouse address: start one with `procguard-lighthouse --port 29510` and set "
+        "PROCGUARD_LIGHTHOUSE=localhost:29510, or pass lighthouse_addr"
+    )
+
+
+def _one_rank(rank: int | None, world_size: int | None, found: TrainerSettings) -> None:
+    rank = rank if rank is not None else found.group_rank or 0
+    world_size = world_size if world_size is not None else found.group_world_size or 1
+    if (rank, world_size) != (0, 1):
+        raise UsageError(
+            f"rank {rank} of world_size {world_size}: replica groups of several ranks are not supported yet; "
+            "run each replica as a group of its own (RANK=0 WORLD_SIZE=1)"
+        )
+
+
+def _replica_id(found: TrainerSettings) -> str:
+    if found.replica_id is not None:
+        return found.replica_id
+    if found.replica_group_id is not None:
+        return str(found.replica_group_id)
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _name(what: str, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return parse_name(value)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
+
+
+def _positive(what: str, value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise UsageError(f"{what} is {value}; it must be longer than nothing")
+    return value

@@ -1,0 +1,240 @@
+"""The trainer's part of a member's conversation: join, ask for a quorum, leave. Pure.
+
+Every request is repeated until it is answered, with a back-off: a reply can die in a connection that was cut though
+it had been sent. Repeating is safe, because a round asked again gets the same answer. What the lighthouse needs
+first (a Hello because it restarted, or because our incarnation is over) is done on the way, unasked.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from math import inf
+from typing import Any, NamedTuple
+
+from procguard.messages import (
+    KIND_OF,
+    Ack,
+    Claim,
+    Hello,
+    HelloWanted,
+    Leave,
+    Message,
+    Participant,
+    Quorum,
+    QuorumClaim,
+    QuorumFormed,
+    QuorumRequest,
+    QuorumWaiting,
+    Rejected,
+    Rejection,
+    Rejoin,
+    Welcome,
+)
+
+RETRY_FIRST_S = 0.1
+RETRY_LAST_S = 0.25
+
+
+class Goal(Enum):
+    NONE = auto()
+    JOIN = auto()
+    QUORUM = auto()
+    LEAVE = auto()
+
+
+class Reborn(NamedTuple):
+    """The lighthouse gave a new incarnation: the listener must beat for it."""
+
+    welcome: Welcome
+
+
+class Send(NamedTuple):
+    message: Message
+
+
+Effect = Send | Reborn
+
+
+class Requests:
+    """One trainer's requests, one at a time.
+
+    Args:
+        hello: who we are, without a claim.
+    """
+
+    def __init__(self, hello: Hello) -> None:
+        assert hello.claim is None and not hello.topic
+        self.goal = Goal.NONE
+        self.hello = hello
+        self.welcome: Welcome | None = None
+        self.quorum: Quorum | None = None
+        self.waiting: QuorumWaiting | None = None
+        self.refusal: Rejected | None = None
+        """The last answer to Hello that was a no; for good unless it is ID_IN_USE."""
+        self._claim: QuorumClaim | None = None
+        self._over = False
+        self._asks: Participant | None = None
+        self._expires_at = inf
+        self._leave: Leave | None = None
+        self._retry_at = inf
+        self._retry_s = RETRY_FIRST_S
+        self._effects: list[Effect] = []
+
+    @property
+    def done(self) -> bool:
+        """The goal is reached."""
+        return self.goal is Goal.NONE
+
+    @property
+    def refused(self) -> bool:
+        """The lighthouse said no, and asking again will not help."""
+        return self.refusal is not None and self.refusal.reason is not Rejection.ID_IN_USE
+
+    def join(self, now: float) -> tuple[Effect, ...]:
+        """Say Hello until there is a Welcome."""
+        self.goal = Goal.JOIN
+        return self._start(now)
+
+    def ask(self, asks: Participant, ttl_s: float, now: float) -> tuple[Effect, ...]:
+        """Ask for a quorum; ``self.quorum`` holds it once ``done``. The incarnation is filled in here."""
+        self.goal = Goal.QUORUM
+        self.quorum = self.waiting = None
+        self._asks = asks
+        self._expires_at = now + ttl_s
+        return self._start(now)
+
+    def leave(self, step: int, now: float) -> tuple[Effect, ...]:
+        """Say that we go, until it is acknowledged."""
+        if self.welcome is None or self._over:
+            self.goal = Goal.NONE
+            return ()
+        self.goal = Goal.LEAVE
+        self._leave = Leave(self.hello.token, self.welcome.incarnation, step)
+        return self._start(now)
+
+    def give_up(self) -> None:
+        """Drop the goal: nothing is repeated any more."""
+        self.goal = Goal.NONE
+        self._retry_at = inf
+
+    def receive(self, message: Message, now: float) -> tuple[Effect, ...]:
+        """Take in an answer."""
+        if isinstance(message, Welcome):
+            self._welcome(message, now)
+        elif isinstance(message, QuorumFormed):
+            self._formed(message)
+        elif isinstance(message, QuorumWaiting):
+            self.waiting = message
+        elif isinstance(message, Rejoin):
+            self._rejoin(message, now)
+        elif isinstance(message, HelloWanted):
+            self._hello(now)
+        elif isinstance(message, Rejected):
+            self.refusal = message
+        elif isinstance(message, Ack) and message.kind == KIND_OF[Leave] and self.goal is Goal.LEAVE:
+            self.give_up()
+        return self._flush()
+
+    def time_passed(self, now: float) -> tuple[Effect, ...]:
+        """Repeat what is not answered."""
+        if now >= self._retry_at:
+            self._request(now)
+        return self._flush()
+
+    def next_deadline(self) -> float:
+        """When ``time_passed`` is due."""
+        return self._retry_at
+
+    def _start(self, now: float) -> tuple[Effect, ...]:
+        self._retry_s = RETRY_FIRST_S
+        self.refusal = None
+        self._request(now)
+        return self._flush()
+
+    def _request(self, now: float) -> None:
+        """Send what the goal needs at this point, and again later."""
+        if self.welcome is None or self._over:
+            self._hello(now)
+        elif self.goal is Goal.QUORUM:
+            assert self._asks is not None
+            asks = self._asks._replace(incarnation=self.welcome.incarnation)
+            ttl_s = max(0.0, self._expires_at - now)
+            self._effects.append(Send(QuorumRequest(self.hello.token, ttl_s, asks)))
+        elif self.goal is Goal.LEAVE:
+            assert self._leave is not None
+            self._effects.append(Send(self._leave))
+        self._retry_at = now + self._retry_s
+        self._retry_s = min(2 * self._retry_s, RETRY_LAST_S)
+
+    def _hello(self, now: float) -> None:
+        """Join, or go on with a claim where a restarted lighthouse has forgotten us."""
+        hello = self.hello
+        if self.welcome is not None:
+            hello = hello._replace(epoch=self.welcome.epoch)
+            if not self._over:
+                hello = hello._replace(claim=Claim(self.welcome.incarnation, self._claim))
+        self._effects.append(Send(hello))
+
+    def _welcome(self, welcome: Welcome, now: float) -> None:
+        known = self.welcome
+        if known is not None and (welcome.epoch, welcome.incarnation) < (known.epoch, known.incarnation):
+            return
+        if self._over and known is not None and welcome.incarnation == known.incarnation:
+            return
+        self.welcome = welcome
+        self.refusal = None
+        self._over = False
+        if known is None or welcome.incarnation != known.incarnation:
+            self._claim = None
+            self._effects.append(Reborn(welcome))
+        if self.goal is Goal.JOIN:
+            self.give_up()
+        elif self.goal is not Goal.NONE:
+            self._request(now)
+
+    def _rejoin(self, rejoin: Rejoin, now: float) -> None:
+        if self.welcome is None or rejoin.incarnation != self.welcome.incarnation or self._over:
+            return
+        self._over = True
+        if self.goal is Goal.LEAVE:
+            self.give_up()
+        elif self.goal is not Goal.NONE:
+            self._request(now)
+
+    def _formed(self, formed: QuorumFormed) -> None:
+        if self.goal is not Goal.QUORUM or self.welcome is None or formed.epoch < self.welcome.epoch:
+            return
+        assert self._asks is not None
+        me = (self.hello.replica_id, self.welcome.incarnation, self._asks.round)
+        members = formed.quorum.participants
+        if any((p.replica_id, p.incarnation, p.round) == me for p in members):
+            names = tuple([(p.replica_id, p.incarnation) for p in members])
+            self.quorum = formed.quorum
+            self._claim = QuorumClaim(formed.quorum.quorum_id, names)
+            self.give_up()
+
+    def _flush(self) -> tuple[Effect, ...]:
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+
+def describe_wait(waiting: QuorumWaiting | None) -> str:
+    """Why there was no quorum, for an error message."""
+    if waiting is None:
+        return "the lighthouse did not answer"
+    missing = f"; waiting for {', '.join(waiting.missing)}" if waiting.missing else ""
+    reason = waiting.reason.name.lower().replace("_", " ")
+    return f"{reason}: {waiting.have} of {waiting.need} replicas{missing}"
+
+
+def describe_refusal(refused: Rejected, replica_id: str) -> str:
+    """What the lighthouse refused, and what to do about it."""
+    remedies: dict[Any, str] = {
+        Rejection.ID_IN_USE: (
+            f" (pid {refused.pid} on {refused.host}); end that process or give this one another replica_id "
+            f"than {replica_id!r}"
+        ),
+        Rejection.BURIED: "; start the trainer anew",
+    }
+    return refused.text + remedies.get(refused.reason, "")

@@ -1,0 +1,409 @@
+"""The listener's part of a member's conversation with the lighthouse. Pure: ``step(event, now) -> effects``.
+
+It beats, hears notices, closes the gaps that PUB may leave, introduces itself again to a lighthouse that has
+forgotten it, and at the end says what became of the trainer. It runs in the listener process, or in a thread
+of the trainer while there is no such process. All its timers are inside, so that every host needs only
+``next_deadline``.
+
+It never asks to join: an incarnation that is over stays over until the trainer itself enrols anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from math import inf
+from typing import Any, NamedTuple
+
+from procguard.client.link import (
+    Enrol,
+    Farewell,
+    FromTrainer,
+    Heard,
+    InQuorum,
+    LastWords,
+    LeftOut,
+    LinkMessage,
+    Over,
+    Ready,
+    Said,
+)
+from procguard.messages import (
+    KIND_OF,
+    Ack,
+    Beacon,
+    Cause,
+    CauseKind,
+    Claim,
+    Excluded,
+    Heartbeat,
+    Hello,
+    HelloWanted,
+    Incarnation,
+    Leave,
+    Message,
+    NoticeBatch,
+    Obituary,
+    Phase,
+    Rejected,
+    Rejoin,
+    Resync,
+    Welcome,
+    notice_topic,
+)
+
+RETRY_FIRST_S = 0.1
+BURIAL_S = 10.0
+"""How long the obituary is repeated before the listener gives up: no lighthouse is there to hear it."""
+SILENCE_FIRST_S = 2.0
+"""Without a word from the lighthouse, which sends a beacon every 0.5 s, for so long: connect afresh."""
+SILENCE_LAST_S = 10.0
+EVER_SINCE = Incarnation(0, 0)
+
+
+class Trainer(NamedTuple):
+    """What is seen of the trainer from outside, at the time of a beat."""
+
+    phase: Phase = Phase.STARTING
+    progress: int = 0
+    step: int = 0
+    stopped: bool = False
+
+
+class Received(NamedTuple):
+    """From the lighthouse, on the listener's own connection."""
+
+    message: Message
+
+
+class Published(NamedTuple):
+    """From the lighthouse, to all listeners of the job."""
+
+    message: Message
+
+
+class Told(NamedTuple):
+    """From the trainer."""
+
+    message: FromTrainer
+
+
+class TimePassed(NamedTuple):
+    """Something may be due."""
+
+    trainer: Trainer
+
+
+class Died(NamedTuple):
+    """The trainer's process has ended, or has become another program, at this step."""
+
+    cause: Cause
+    step: int
+
+
+Event = Received | Published | Told | TimePassed | Died
+
+
+class Send(NamedTuple):
+    """To the lighthouse."""
+
+    message: Message
+
+
+class Listen(NamedTuple):
+    """Subscribe."""
+
+    notice_port: int
+    topics: tuple[bytes, ...]
+
+
+class Reconnect(NamedTuple):
+    """The connection seems dead though nothing has said so."""
+
+
+class Tell(NamedTuple):
+    """To the trainer."""
+
+    message: LinkMessage
+
+
+Effect = Send | Listen | Reconnect | Tell
+
+
+class State(Enum):
+    NEW = auto()
+    INTRODUCING = auto()
+    BEATING = auto()
+    SILENT = auto()
+    BURYING = auto()
+    DONE = auto()
+
+
+class Session:
+    """One listener's conversation.
+
+    Args:
+        threaded: it runs in a thread of the trainer, so the longer lease applies.
+        topic: the topic that only this listener subscribes.
+        hear_notices: False: beat only (proactive recovery is off).
+    """
+
+    def __init__(self, *, threaded: bool, topic: bytes, hear_notices: bool = True) -> None:
+        self.state = State.NEW
+        self._threaded = threaded
+        self._topic = topic
+        self._hear_notices = hear_notices
+        self._hello: Hello | None = None
+        self._incarnation = EVER_SINCE
+        self._interval_s = 0.1
+        self._epoch = 0
+        self._seq = 0
+        self._beat_at = inf
+        self._retry_at = inf
+        self._retry_s = RETRY_FIRST_S
+        self._retry_max_s = RETRY_FIRST_S
+        self._heard_at = 0.0
+        self._silence_s = SILENCE_FIRST_S
+        self._bury_until = inf
+        self._last_words = ""
+        self._refusal = ""
+        self._end: Obituary | Leave | None = None
+        self._trainer = Trainer()
+        self._effects: list[Effect] = []
+        self._take: dict[type, Callable[[Any, float], None]] = {
+            Enrol: self._enrol,
+            InQuorum: self._in_quorum,
+            LastWords: self._hear_last_words,
+            Farewell: self._farewell,
+            Welcome: self._welcome,
+            HelloWanted: self._hello_wanted,
+            Rejoin: self._rejoin,
+            Rejected: self._rejected,
+            Excluded: self._excluded,
+            Ack: self._ack,
+        }
+
+    def step(self, event: Event, now: float) -> tuple[Effect, ...]:
+        """Take in one event; ``now`` is monotonic seconds."""
+        if self.state is not State.DONE:
+            self._dispatch(event, now)
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+    def next_deadline(self) -> float:
+        """When ``TimePassed`` is due."""
+        if self.state in (State.NEW, State.DONE):
+            return inf
+        return min(self._beat_at, self._retry_at, self._bury_until, self._heard_at + self._silence_s)
+
+    def _dispatch(self, event: Event, now: float) -> None:
+        if isinstance(event, TimePassed):
+            self._trainer = event.trainer
+            self._time_passed(now)
+        elif isinstance(event, Died):
+            self._died(event.cause, event.step, now)
+        elif isinstance(event, Published):
+            self._heard_something(now)
+            self._published(event.message, now)
+        elif isinstance(event, Received):
+            self._heard_something(now)
+            if isinstance(event.message, NoticeBatch):
+                self._resynced(event.message)
+            else:
+                self._take.get(type(event.message), _ignore)(event.message, now)
+        else:
+            self._take.get(type(event.message), _ignore)(event.message, now)
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def _time_passed(self, now: float) -> None:
+        if self.state in (State.NEW, State.DONE):
+            return
+        if now >= self._bury_until:
+            self.state = State.DONE
+            return
+        if now >= self._heard_at + self._silence_s:
+            self._lighthouse_is_silent(now)
+        if now >= self._retry_at:
+            self._retry(now)
+        if now >= self._beat_at:
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        hello = self._hello
+        assert hello is not None
+        seen = self._trainer
+        self._beat_at = max(self._beat_at + self._interval_s, now + self._interval_s / 2)
+        beat = Heartbeat(
+            hello.token,
+            self._incarnation,
+            self._threaded,
+            seen.stopped,
+            seen.phase,
+            seen.progress,
+            seen.step,
+        )
+        self._effects.append(Send(beat))
+
+    def _retry(self, now: float) -> None:
+        if self._end is not None:
+            self._effects.append(Send(self._end))
+        elif self._hello is not None:
+            self._effects.append(Send(self._hello))
+        self._retry_at = now + self._retry_s
+        self._retry_s = min(2 * self._retry_s, self._retry_max_s)
+
+    def _lighthouse_is_silent(self, now: float) -> None:
+        silent_s = self._silence_s
+        self._effects.append(Reconnect())
+        self._say(logging.WARNING, f"The lighthouse has been silent for {silent_s:g} s: connecting afresh")
+        self._heard_at = now
+        self._silence_s = min(2 * silent_s, SILENCE_LAST_S)
+        if self.state is not State.SILENT:
+            self._introduce(now)
+
+    def _heard_something(self, now: float) -> None:
+        if self._silence_s > SILENCE_FIRST_S:
+            self._say(logging.INFO, "The lighthouse is back")
+            self._silence_s = SILENCE_FIRST_S
+        self._heard_at = now
+
+    # --- what the trainer says ----------------------------------------------------------------------
+
+    def _enrol(self, enrol: Enrol, now: float) -> None:
+        """Beat for a (new) incarnation."""
+        assert enrol.hello.claim is not None
+        self._incarnation = enrol.hello.claim.incarnation
+        self._hello = enrol.hello._replace(topic=self._topic)
+        self._interval_s = enrol.settings.heartbeat_interval_s
+        self._retry_max_s = max(RETRY_FIRST_S, enrol.settings.heartbeat_timeout_s / 4)
+        if (enrol.hello.epoch, enrol.seq) > (self._epoch, self._seq) or self.state is State.NEW:
+            self._epoch, self._seq = enrol.hello.epoch, enrol.seq
+        topics = (notice_topic(enrol.hello.job_id),) if self._hear_notices else ()
+        if self.state is State.NEW:
+            self._effects.append(Listen(enrol.notice_port, (*topics, self._topic)))
+            self._heard_at = now
+        self._beat_at = now
+        self._introduce(now)
+        self._beat(now)
+
+    def _in_quorum(self, told: InQuorum, now: float) -> None:
+        if self._hello is not None:
+            claim = Claim(self._incarnation, told.quorum)
+            self._hello = self._hello._replace(claim=claim, epoch=max(told.epoch, self._epoch))
+
+    def _hear_last_words(self, words: LastWords, now: float) -> None:
+        self._last_words = words.text
+
+    def _farewell(self, farewell: Farewell, now: float) -> None:
+        self.state = State.DONE
+
+    def _died(self, cause: Cause, step: int, now: float) -> None:
+        """Bury the trainer: a message sent just before an exit is lost, so it is repeated until acked."""
+        hello = self._hello
+        if hello is None or self.state is State.BURYING:
+            self.state = State.DONE if hello is None else self.state
+            return
+        if cause.exit_code == 0 and cause.kind is CauseKind.PROCESS_EXIT:
+            self._end = Leave(hello.token, self._incarnation, step)
+        else:
+            cause = cause._replace(text=cause.text or self._last_words)
+            self._end = Obituary(hello.job_id, hello.token, hello.process, cause)
+        self.state = State.BURYING
+        self._beat_at = inf
+        self._retry_s = RETRY_FIRST_S
+        self._bury_until = now + BURIAL_S
+        self._retry(now)
+
+    # --- what the lighthouse says -------------------------------------------------------------------
+
+    def _introduce(self, now: float) -> None:
+        """Say Hello with the claim until it is answered. Beats go on meanwhile."""
+        if self.state is State.BURYING:
+            return
+        self.state = State.INTRODUCING
+        self._retry_s = RETRY_FIRST_S
+        self._retry(now)
+
+    def _welcome(self, welcome: Welcome, now: float) -> None:
+        if self.state is not State.INTRODUCING or welcome.incarnation != self._incarnation:
+            return
+        self.state = State.BEATING
+        self._retry_at = inf
+        self._effects.append(Tell(Ready()))
+        if self._hear_notices:
+            self._compare(welcome.epoch, welcome.seq)
+
+    def _hello_wanted(self, wanted: HelloWanted, now: float) -> None:
+        """A lighthouse that does not know us: it restarted. Our Hello raises its epoch if it is behind."""
+        if self.state is State.BEATING:
+            self._say(logging.INFO, f"The lighthouse has forgotten us (epoch {wanted.epoch}): Hello again")
+            self._introduce(now)
+
+    def _rejoin(self, rejoin: Rejoin, now: float) -> None:
+        if rejoin.incarnation == self._incarnation:
+            self._over(rejoin.cause)
+
+    def _over(self, cause: Cause) -> None:
+        if self.state in (State.SILENT, State.BURYING):
+            return
+        self.state = State.SILENT
+        self._beat_at = self._retry_at = inf
+        self._effects.append(Tell(Over(self._incarnation, cause)))
+
+    def _rejected(self, rejected: Rejected, now: float) -> None:
+        if rejected.text != self._refusal:
+            self._refusal = rejected.text
+            self._say(logging.WARNING, f"The lighthouse refuses this listener: {rejected.text}")
+
+    def _excluded(self, excluded: Excluded, now: float) -> None:
+        self._effects.append(Tell(LeftOut(excluded.quorum_id)))
+
+    def _ack(self, ack: Ack, now: float) -> None:
+        if self._end is not None and ack.kind == KIND_OF[type(self._end)]:
+            self.state = State.DONE
+
+    # --- notices ------------------------------------------------------------------------------------
+
+    def _published(self, message: Message, now: float) -> None:
+        if isinstance(message, Beacon):
+            self._compare(message.epoch, message.seq)
+        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch:
+            if message.epoch == self._epoch and message.seq == self._seq + 1:
+                self._seq = message.seq
+            self._hear(message)
+            self._compare(message.epoch, message.seq)
+
+    def _resynced(self, batch: NoticeBatch) -> None:
+        if batch.epoch >= self._epoch:
+            self._epoch, self._seq = max((self._epoch, self._seq), (batch.epoch, batch.seq))
+            self._hear(batch)
+
+    def _compare(self, epoch: int, seq: int) -> None:
+        """Ask for what was missed, if anything was. The beacon makes us ask again if that is lost."""
+        if epoch < self._epoch:
+            return
+        if epoch > self._epoch:
+            self._epoch, self._seq = epoch, 0
+            if self._hello is not None:
+                self._hello = self._hello._replace(epoch=epoch)
+        if seq > self._seq and self._hello is not None:
+            self._effects.append(Send(Resync(self._hello.token, self._epoch, self._seq)))
+
+    def _hear(self, batch: NoticeBatch) -> None:
+        """Pass notices on. Hearing one twice does no harm: the trainer's fence applies each once."""
+        if batch.notices:
+            self._effects.append(Tell(Heard(batch.notices)))
+        for notice in batch.notices:
+            hello = self._hello
+            if hello and (notice.replica_id, notice.incarnation) == (hello.replica_id, self._incarnation):
+                self._over(notice.cause)
+
+    def _say(self, level: int, text: str) -> None:
+        self._effects.append(Tell(Said(level, text)))
+
+
+def _ignore(message: object, now: float) -> None:
+    """A message that is none of a listener's business."""

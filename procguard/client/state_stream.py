@@ -1,0 +1,369 @@
+"""A state dict as a stream of bytes: what a healing replica reads from its source.
+
+::
+
+    preamble    magic "PGSTATE1", header_bytes (uint64)
+    header      msgpack [structure, [length of each buffer in bytes]]
+    checksum    CRC-32 of preamble and header
+    buffer 0    raw bytes, in the order in which the structure names the buffers
+    checksum    CRC-32 of buffer 0
+    buffer 1    ...
+
+Integers are big-endian. In the structure None, bool, int, float and str stand for themselves; all else is
+an array that begins with a tag: ``["tuple", ...]``, ``["dict", key, value, ...]``, ``["bytes"]``,
+``["ndarray", "<f4", [2, 3], False]``. Tuples and lists, str and int keys therefore stay apart, and the
+contents of arrays never pass through msgpack: encoding yields views of the caller's own memory, decoding
+reads into the arrays that it returns. Beyond the state itself either side holds the header, and a copy of
+one array at a time where an array is not contiguous or not in host memory.
+
+CRC-32 because this guards against broken hardware and torn states, not against an attacker (the token in
+the transport's URL does that): it finds every flipped byte and is the fastest checksum of the standard
+library (measured 4.2 GB/s; adler32 3.6, sha256 1.8, blake2b 0.9).
+
+A stream is a claim, not a fact: each size is checked against the length of the whole before memory is
+allocated for it, and nothing is returned before every checksum has matched. No pickle: a stream can build
+the types named here and no other. numpy and torch are imported only when the stream holds one of theirs;
+no socket, clock or file is ever touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import re
+import struct
+import sys
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import msgpack
+
+from procguard.errors import CheckpointError, UnsupportedState
+
+CHUNK_BYTES = 4 << 20  # checksummed, then handed over: still in the cache, few system calls
+HEADER_BYTES_MAX = 64 << 20  # the structure without its buffers; bounds what unpacking it can allocate
+DEPTH_MAX = 64  # levels of nesting; deeper is a cycle, or a stream made to exhaust the stack
+
+_MAGIC = b"PGSTATE1"
+_PREAMBLE = struct.Struct(">8sQ")
+_CHECKSUM = struct.Struct(">I")
+_PATH_SEGMENTS_MAX = 12
+_NUMPY_DTYPE = re.compile(r"[<>|][biufcmMSU][0-9]{1,9}(\[[0-9a-zA-Z]{1,16}\])?")
+_NUMPY_KINDS = "biufcmMSU"  # not O (pointers), V (structured), T (variable width)
+_ALLOWED = (
+    "None, bool, int, float, str, bytes, list, tuple, dict with str or int keys, "
+    "numpy arrays and scalars of plain dtypes, dense torch tensors"
+)
+
+ReadInto = Callable[[memoryview], None]
+"""Fills the whole view from the stream, or raises."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A state ready to be sent, any number of times; it refers to the live arrays and copies none."""
+
+    length_bytes: int
+    _head: bytes
+    _buffers: tuple[Callable[[], memoryview], ...]
+
+    def parts(self) -> Iterator[memoryview]:
+        """The stream, piece by piece, computed from what the arrays hold at that moment."""
+        yield memoryview(self._head)
+        for raw in self._buffers:
+            checksum = 0
+            for chunk in _chunks(raw()):
+                checksum = zlib.crc32(chunk, checksum)
+                yield chunk
+            yield memoryview(_CHECKSUM.pack(checksum))
+
+
+def encode(state: Any) -> Encoded:
+    """Describe ``state`` as a stream. Raises ``UnsupportedState`` naming the first object that cannot be
+    sent. Numbers and strings are taken now, array contents only as ``parts`` is iterated."""
+    encoder = _Encoder()
+    structure = encoder.node(state)
+    header = msgpack.packb([structure, encoder.lengths], unicode_errors="surrogatepass")
+    if len(header) > HEADER_BYTES_MAX:
+        raise CheckpointError(
+            f"the state without its arrays takes {len(header)} bytes, and {HEADER_BYTES_MAX} is the most that "
+            "can be sent; hold long lists of numbers in a numpy array or tensor, long strings in bytes"
+        )
+    head = _PREAMBLE.pack(_MAGIC, len(header)) + header
+    head += _CHECKSUM.pack(zlib.crc32(head))
+    length_bytes = len(head) + sum(encoder.lengths) + _CHECKSUM.size * len(encoder.lengths)
+    return Encoded(length_bytes, head, tuple(encoder.buffers))
+
+
+def decode(read_into: ReadInto, length_bytes: int, total_bytes_max: int) -> Any:
+    """Read a stream of ``length_bytes`` and return the state it holds.
+
+    Raises ``CheckpointError`` when the stream is larger than ``total_bytes_max``, malformed or corrupted;
+    what ``read_into`` raises passes through. Tensors arrive in host memory.
+    """
+    if length_bytes > total_bytes_max:
+        raise CheckpointError(
+            f"the state takes {length_bytes} bytes, more than the {total_bytes_max} allowed"
+        )
+    structure, lengths = _read_header(read_into, length_bytes)
+    decoder = _Decoder(read_into, lengths)
+    state = decoder.node(structure, 0)
+    decoder.finish()
+    return state
+
+
+class _Encoder:
+    """Walks a state; collects its buffers in the order in which the structure names them."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.buffers: list[Callable[[], memoryview]] = []
+        self._path: list[Any] = []
+
+    def node(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind in (bool, float, str):
+            return value
+        if kind is int:
+            return value if -(1 << 63) <= value < 1 << 64 else ["int", _int_bytes(value)]
+        if kind is bytes:
+            return self._buffer(["bytes"], len(value), partial(memoryview, value))
+        if kind in (list, tuple):
+            return [kind.__name__, *(self._child(i, item) for i, item in enumerate(value))]
+        if kind in (dict, OrderedDict):
+            return [kind.__name__, *self._pairs(value)]
+        if kind is _loaded("numpy", "ndarray"):
+            return self._ndarray(value)
+        if isinstance(value, _loaded("numpy", "generic")):
+            array = sys.modules["numpy"].asarray(value)
+            return ["numpy_scalar", self._ndarray(array)]
+        if kind is _loaded("torch", "Tensor") or kind is _loaded("torch.nn", "Parameter"):
+            return self._tensor(value)
+        raise self._unsupported(f"object of type {kind.__module__}.{kind.__qualname__}")
+
+    def _child(self, key: Any, value: Any) -> Any:
+        self._path.append(key)
+        if len(self._path) > DEPTH_MAX:
+            raise self._unsupported(
+                f"nested deeper than {DEPTH_MAX} levels, or an object that contains itself"
+            )
+        node = self.node(value)
+        self._path.pop()
+        return node
+
+    def _pairs(self, mapping: dict[Any, Any]) -> Iterator[Any]:
+        for key, value in mapping.items():
+            if type(key) not in (str, int):
+                raise self._unsupported(f"key {key!r} of type {type(key).__qualname__}")
+            yield self.node(key)
+            yield self._child(key, value)
+
+    def _buffer(self, node: list[Any], length: int, raw: Callable[[], memoryview]) -> list[Any]:
+        self.lengths.append(length)
+        self.buffers.append(raw)
+        return node
+
+    def _ndarray(self, array: Any) -> list[Any]:
+        if array.dtype.kind not in _NUMPY_KINDS:
+            raise self._unsupported(f"numpy array of dtype {array.dtype}")
+        fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
+        node = ["ndarray", array.dtype.str, list(array.shape), fortran]
+        return self._buffer(node, array.nbytes, partial(_ndarray_bytes, array))
+
+    def _tensor(self, tensor: Any) -> list[Any]:
+        if tensor.layout is not sys.modules["torch"].strided or tensor.is_quantized or tensor.is_meta:
+            raise self._unsupported(f"torch tensor that is not dense ({tensor.layout}, {tensor.dtype})")
+        node = ["tensor", str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        length = tensor.numel() * tensor.element_size()
+        return self._buffer(node, length, partial(_tensor_bytes, tensor))
+
+    def _unsupported(self, problem: str) -> UnsupportedState:
+        keys = [f"[{key!r}]" for key in self._path]
+        if len(keys) > _PATH_SEGMENTS_MAX:
+            keys[_PATH_SEGMENTS_MAX // 2 : -_PATH_SEGMENTS_MAX // 2] = ["..."]
+        return UnsupportedState(f"state{''.join(keys)}: {problem}; allowed are {_ALLOWED}")
+
+
+class _Decoder:
+    """Builds a state from its structure, reading each buffer where the structure names it."""
+
+    def __init__(self, read_into: ReadInto, lengths: list[int]) -> None:
+        self._read_into = read_into
+        self._lengths = lengths
+        self._used = 0
+
+    def node(self, node: Any, depth: int) -> Any:
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return node
+        if depth > DEPTH_MAX:
+            raise _malformed(f"nested deeper than {DEPTH_MAX} levels")
+        if not isinstance(node, list):
+            raise _malformed(f"{type(node).__name__} in the structure")
+        match node:
+            case ["list", *items]:
+                return [self.node(item, depth + 1) for item in items]
+            case ["tuple", *items]:
+                return tuple([self.node(item, depth + 1) for item in items])
+            case ["dict", *pairs]:
+                return dict(self._pairs(pairs, depth + 1))
+            case ["OrderedDict", *pairs]:
+                return OrderedDict(self._pairs(pairs, depth + 1))
+            case ["int", bytes(digits)]:
+                return int.from_bytes(digits, "big", signed=True)
+            case ["bytes"]:
+                return self._bytes()
+            case ["ndarray", str(dtype), list(shape), bool(fortran)]:
+                return self._ndarray(dtype, shape, fortran)
+            case ["numpy_scalar", ["ndarray", str(dtype), [], False]]:
+                return self._ndarray(dtype, [], False)[()]
+            case ["tensor", str(dtype), list(shape)]:
+                return self._tensor(dtype, shape)
+        raise _malformed("unknown tag in the structure")
+
+    def finish(self) -> None:
+        if self._used != len(self._lengths):
+            raise _malformed(f"{len(self._lengths) - self._used} buffers that the structure does not name")
+
+    def _pairs(self, nodes: list[Any], depth: int) -> Iterator[tuple[Any, Any]]:
+        seen = set()
+        if len(nodes) % 2:
+            raise _malformed("a key without a value")
+        for key_node, value_node in zip(nodes[::2], nodes[1::2], strict=True):
+            key = self.node(key_node, depth)
+            if type(key) not in (str, int) or key in seen:
+                raise _malformed("a key that is no str or int, or comes twice")
+            seen.add(key)
+            yield key, self.node(value_node, depth)
+
+    def _bytes(self) -> bytes:
+        # A BytesIO gives its buffer away without copying it (CPython); a bytearray could not.
+        target = io.BytesIO(bytes(self._next_length()))
+        with target.getbuffer() as view:
+            self._fill(view)
+        return target.getvalue()
+
+    def _ndarray(self, dtype_name: str, shape: list[Any], fortran: bool) -> Any:
+        numpy = _imported("numpy")
+        length = self._next_length()
+        try:
+            dtype = numpy.dtype(dtype_name) if _NUMPY_DTYPE.fullmatch(dtype_name) else None
+            if dtype is None or dtype.itemsize * _element_count(shape) != length:
+                raise _malformed(f"numpy array of dtype {dtype_name[:32]!r} in {length} bytes")
+            array = numpy.ndarray(shape, dtype, order="F" if fortran else "C")
+        except (TypeError, ValueError, OverflowError, MemoryError) as error:
+            raise _malformed(f"numpy array that cannot be made: {error}") from error
+        self._fill(_ndarray_bytes(array))
+        return array
+
+    def _tensor(self, dtype_name: str, shape: list[Any]) -> Any:
+        torch = _imported("torch")
+        length = self._next_length()
+        try:
+            dtype = getattr(torch, dtype_name, None)
+            if not isinstance(dtype, torch.dtype) or dtype.itemsize * _element_count(shape) != length:
+                raise _malformed(f"torch tensor of dtype {dtype_name[:32]!r} in {length} bytes")
+            tensor = torch.empty(shape, dtype=dtype, device="cpu")
+            view = _tensor_bytes(tensor)
+        except (TypeError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
+            raise _malformed(f"torch tensor that cannot be made: {error}") from error
+        self._fill(view)
+        return tensor
+
+    def _next_length(self) -> int:
+        if self._used == len(self._lengths):
+            raise _malformed("the structure names more buffers than there are")
+        self._used += 1
+        return self._lengths[self._used - 1]
+
+    def _fill(self, view: memoryview) -> None:
+        checksum = 0
+        for chunk in _chunks(view):
+            self._read_into(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+        if _read(self._read_into, _CHECKSUM.size) != _CHECKSUM.pack(checksum):
+            raise CheckpointError(f"corrupted state: the checksum of buffer {self._used - 1} does not match")
+
+
+def _read_header(read_into: ReadInto, length_bytes: int) -> tuple[Any, list[int]]:
+    preamble = _read(read_into, _PREAMBLE.size)
+    magic, header_bytes = _PREAMBLE.unpack(preamble)
+    if magic != _MAGIC:
+        raise _malformed(f"it begins with {bytes(magic)!r}, not {_MAGIC!r}")
+    if header_bytes > min(HEADER_BYTES_MAX, length_bytes):
+        raise _malformed(f"a header of {header_bytes} bytes in a stream of {length_bytes}")
+    header = _read(read_into, header_bytes)
+    if _read(read_into, _CHECKSUM.size) != _CHECKSUM.pack(zlib.crc32(header, zlib.crc32(preamble))):
+        raise CheckpointError("corrupted state: the checksum of the header does not match")
+    try:
+        unpacked = msgpack.unpackb(header, unicode_errors="surrogatepass")
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise _malformed(f"a header that is not msgpack: {error}") from error
+    match unpacked:
+        case [structure, list(lengths)] if all(type(n) is int and n >= 0 for n in lengths):
+            checksums_bytes = _CHECKSUM.size * (1 + len(lengths))
+            if len(preamble) + header_bytes + sum(lengths) + checksums_bytes != length_bytes:
+                raise _malformed(f"its buffers do not add up to the declared length of {length_bytes} bytes")
+            return structure, lengths
+    raise _malformed("a header without structure and lengths")
+
+
+def _read(read_into: ReadInto, length: int) -> bytearray:
+    target = bytearray(length)
+    read_into(memoryview(target))
+    return target
+
+
+def _chunks(view: memoryview) -> Iterator[memoryview]:
+    return (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
+
+
+def _ndarray_bytes(array: Any) -> memoryview:
+    """The memory of an array: its own when it is contiguous in C or Fortran order, else of a copy."""
+    if array.nbytes == 0:
+        return memoryview(b"")
+    ordered = array.T if array.flags.f_contiguous else array
+    return memoryview(ordered.reshape(-1).view("u1"))  # reshape copies what is not contiguous
+
+
+def _tensor_bytes(tensor: Any) -> memoryview:
+    """The memory of a tensor: its own when it is contiguous in host memory, else of a copy. As uint8,
+    because numpy knows no bfloat16."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
+    return memoryview(plain.view(sys.modules["torch"].uint8).numpy())
+
+
+def _element_count(shape: list[Any]) -> int:
+    if not all(type(extent) is int and extent >= 0 for extent in shape):
+        raise _malformed("a shape that is not made of counts")
+    return math.prod(shape)
+
+
+def _int_bytes(value: int) -> bytes:
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def _loaded(module: str, name: str) -> Any:
+    """The type of that name, or () (the class of nothing) while its module is not loaded: an object of
+    it cannot exist then."""
+    return getattr(sys.modules.get(module), name, ())
+
+
+def _imported(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise CheckpointError(
+            f"the state holds arrays of {module}, which cannot be imported here ({error}); install {module}"
+        ) from error
+
+
+def _malformed(problem: str) -> CheckpointError:
+    return CheckpointError(f"malformed state stream: {problem}")

@@ -1,0 +1,70 @@
+"""The ``procguard`` command: a door for each subcommand, opened only when it is used.
+
+``procguard status`` is asked in a hurry, on machines that have no numpy; so neither it nor ``--help`` imports
+what another subcommand needs. The table below therefore holds each one's line in the help, too.
+
+A ``ProcGuardError`` of any subcommand is one message on stderr: exit code 2 if the user must change what was
+asked for, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from procguard.errors import ProcGuardError, UsageError
+
+
+class Door(NamedTuple):
+    """Where a subcommand is found, and what it does in a few words."""
+
+    module: str
+    command: str
+    summary: str
+
+
+DOORS = {
+    "status": Door("procguard.status", "status", "Show members, quorum and last notices of a lighthouse."),
+}
+
+
+class _Misuse(click.ClickException):
+    exit_code = 2
+
+
+class _Doors(click.Group):
+    """A group whose subcommands are imported one by one, on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(DOORS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        door = DOORS.get(cmd_name)
+        if door is None:
+            return None
+        command = getattr(import_module(door.module), door.command)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, door.summary) for name, door in DOORS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ProcGuardError as error:
+            refusal = _Misuse if isinstance(error, UsageError) else click.ClickException
+            raise refusal(str(error)) from None
+
+
+@click.group(cls=_Doors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="procguard")
+def main() -> None:
+    """Keep distributed training alive."""
+
+
+if __name__ == "__main__":
+    main(prog_name="procguard")

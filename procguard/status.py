@@ -1,0 +1,276 @@
+"""``procguard status``: asks a running lighthouse what it knows, and prints it for people or as JSON.
+
+It is an observer: no token, no membership, one request and one answer over a connection of its own. What it
+prints was chosen by strangers (names, causes of death), so nothing of it reaches the terminal unescaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import closing, suppress
+from datetime import datetime
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.codec import decode, encode
+from procguard.env import LIGHTHOUSE_PORT, Address, Variable, parse_address, parse_name, parse_seconds
+from procguard.errors import LighthouseError, LighthouseUnreachable, ProtocolError, UsageError
+from procguard.lighthouse.log_lines import printable
+from procguard.messages import (
+    Cause,
+    Incarnation,
+    JobView,
+    MemberState,
+    MemberView,
+    NoticeView,
+    QuorumId,
+    QuorumWaiting,
+    Reason,
+    Snapshot,
+    SnapshotRequest,
+)
+
+T = TypeVar("T")
+
+VARIABLE = "PROCGUARD_LIGHTHOUSE"
+WATCH_INTERVAL_S = 1.0
+ANSWERS_MAX = 16
+
+
+# --- asking
+
+
+class Target(NamedTuple):
+    """The lighthouse that is asked, and who said so."""
+
+    address: Address
+    origin: str
+
+
+def find(flag: str | None) -> Target:
+    """The address by ``--lighthouse``, or else by variable, or else the default. Raises ``UsageError``."""
+    if flag:
+        return Target(_parsed("--lighthouse", parse_address, flag), "from --lighthouse")
+    named = Variable(VARIABLE, parse_address).read(os.environ)
+    if isinstance(named, Address):
+        return Target(named, f"from {VARIABLE}")
+    return Target(Address("localhost", LIGHTHOUSE_PORT), f"the default, as {VARIABLE} is not set")
+
+
+def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
+    """The state of one job, or of all when ``job_id`` is empty.
+
+    Raises:
+        LighthouseUnreachable: no answer in time.
+        LighthouseError: an answer, but none that this version understands.
+    """
+    address = target.address
+    with closing(ZmqMemberTransport(address.host, address.port)) as transport:
+        transport.send(encode(SnapshotRequest(job_id)))
+        until = time.monotonic() + timeout_s
+        while (left_s := until - time.monotonic()) > 0:
+            transport.wait(left_s)
+            for frame in transport.receive(ANSWERS_MAX):
+                return _snapshot_in(frame, address)
+    raise LighthouseUnreachable(
+        f"No lighthouse answered at {address} ({target.origin}) within {timeout_s:g} s. "
+        "Is procguard-lighthouse running there, on this port? If on another machine, was it started with "
+        f"--bind? If its address is another one, name it with --lighthouse or {VARIABLE}"
+    )
+
+
+def _snapshot_in(frame: bytes, address: Address) -> Snapshot:
+    try:
+        answer = decode(frame)
+    except ProtocolError as error:
+        raise LighthouseError(
+            f"{address} answered what this version of procguard does not understand: {error}"
+        ) from None
+    if not isinstance(answer, Snapshot):
+        raise LighthouseError(f"{address} answered with {type(answer).__name__} instead of Snapshot")
+    return answer
+
+
+# --- as JSON
+
+
+def as_json(value: Any) -> Any:
+    """A message as what ``json`` can write: records by field name, enums as words, ids as text."""
+    if isinstance(value, (Incarnation, QuorumId)):
+        return str(value)
+    if isinstance(value, IntEnum):
+        return value.name.lower()
+    if isinstance(value, Cause):
+        return {**_fields(value), "words": str(value)}
+    if isinstance(value, Snapshot):
+        return {**_fields(value), "counters": {counter.name: counter.value for counter in value.counters}}
+    if hasattr(value, "_fields"):
+        return _fields(value)
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    return value
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: as_json(item) for name, item in zip(record._fields, record, strict=True)}
+
+
+# --- as text
+
+_WAITING = {
+    Reason.NOBODY_ASKED: "nobody is asking for a quorum",
+    Reason.TOO_FEW_REPLICAS: "too few replicas are asking",
+    Reason.NO_MAJORITY: "those who are asking are no majority",
+    Reason.PREVIOUS_MEMBERS_MISSING: "members of the last quorum have not asked yet",
+    Reason.MEMBERS_MISSING: "live replicas have not asked yet",
+    Reason.SETTLING: "the lighthouse has just started again and lets its members come back first",
+}
+_COLUMNS = ("REPLICA", "STATE", "FOR", "LAST BEAT", "STEP", "PHASE", "INCARNATION", "PROCESS")
+_NUMBERS = (2, 3, 4)
+"""Columns of the members' table that are aligned to the right."""
+
+
+def as_text(snapshot: Snapshot, address: Address) -> str:
+    """What a person wants to see of it."""
+    settings = snapshot.settings
+    lines = [
+        f"Lighthouse {address}: up for {_span(snapshot.uptime_s)}, epoch {snapshot.epoch}, heartbeat every "
+        f"{_span(settings.heartbeat_interval_s)}, lost after {_span(settings.heartbeat_timeout_s)}"
+    ]
+    for job in snapshot.jobs:
+        lines += ["", *_job_lines(job)]
+    if not snapshot.jobs:
+        lines += ["", f"No replicas. In each trainer: export {VARIABLE}={address}"]
+    if snapshot.counters:
+        lines += [
+            "",
+            "Since it started",
+            *(f"  {counter.value:>7} {counter.name}" for counter in snapshot.counters),
+        ]
+    return "\n".join([printable(line) for line in lines])
+
+
+def _job_lines(job: JobView) -> Iterator[str]:
+    alive = sum(member.state is MemberState.ALIVE for member in job.members)
+    yield f"Job {job.job_id}: {alive} of {len(job.members)} replicas alive, a quorum needs {job.min_replicas}"
+    if job.quorum:
+        members = ", ".join(job.quorum.replica_ids)
+        yield f"  Quorum {job.quorum.quorum_id}, {_span(job.quorum.age_s)} old: {members}"
+    else:
+        yield "  No quorum yet"
+    if job.waiting:
+        yield f"  Waiting: {_wait_in_words(job.waiting)}"
+    yield ""
+    yield from _table([_COLUMNS, *(_member_row(member) for member in job.members)], _NUMBERS)
+    if job.notices:
+        yield ""
+        yield "  Last notices"
+        yield from _table([_notice_row(notice) for notice in job.notices])
+
+
+def _wait_in_words(waiting: QuorumWaiting) -> str:
+    missing = f"; missing: {', '.join(waiting.missing)}" if waiting.missing else ""
+    return f"{_WAITING[waiting.reason]}, {waiting.have} of {waiting.need}{missing}"
+
+
+def _member_row(member: MemberView) -> tuple[str, ...]:
+    process = member.process
+    return (
+        member.replica_id,
+        member.state.name.lower(),
+        _span(member.in_state_s),
+        _span(member.beat_age_s),
+        str(member.step),
+        member.phase.name.lower(),
+        str(member.incarnation),
+        f"{process.host}:{process.pid}" if process.pid else "not back yet",
+    )
+
+
+def _notice_row(view: NoticeView) -> tuple[str, ...]:
+    notice = view.notice
+    return (
+        f"{_span(view.age_s)} ago",
+        notice.replica_id,
+        str(notice.incarnation),
+        f"step {notice.step}",
+        str(notice.cause),
+    )
+
+
+def _table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
+    """Aligned columns, indented."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = enumerate(zip(row, widths, strict=True))
+        aligned = [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in cells]
+        yield ("  " + "  ".join(aligned)).rstrip()
+
+
+def _span(seconds: float) -> str:
+    """A time span in its two greatest units."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours, days = int(seconds) // 60, int(seconds) // 3600, int(seconds) // 86400
+    if not hours:
+        return f"{minutes} min {int(seconds) % 60} s"
+    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
+
+
+# --- the command
+
+
+@click.command()
+@click.option("--lighthouse", metavar="ADDRESS", help=f"host:port  [default: {VARIABLE}, or localhost:29510]")
+@click.option("--job", default="", metavar="ID", help="Only this job.")
+@click.option("--watch", is_flag=True, help="Every second, until Ctrl-C.")
+@click.option("--json", "json_wanted", is_flag=True, help="One JSON object; with --watch one a line.")
+@click.option(
+    "--timeout", default="5", metavar="SECONDS", help="How long to wait for an answer.  [default: 5]"
+)
+def status(lighthouse: str | None, job: str, watch: bool, json_wanted: bool, timeout: str) -> None:
+    """Show members, quorum and last notices of a lighthouse."""
+    target = find(lighthouse)
+    job_id = _parsed("--job", parse_name, job) if job else ""
+    timeout_s = _parsed("--timeout", parse_seconds, timeout).total_seconds()
+
+    def shown() -> str:
+        snapshot = ask(target, job_id, timeout_s)
+        if json_wanted:
+            return json.dumps(as_json(snapshot), indent=None if watch else 2)
+        return as_text(snapshot, target.address)
+
+    if watch:
+        with suppress(KeyboardInterrupt):
+            _watch(shown, redraw=not json_wanted)
+    else:
+        click.echo(shown())
+
+
+def _watch(shown: Callable[[], str], redraw: bool) -> None:
+    """Print again each second; a lighthouse that is away is a line on stderr and no end."""
+    while True:
+        try:
+            text = shown()
+        except LighthouseError as error:
+            click.echo(f"{datetime.now():%H:%M:%S} {error}; still asking", err=True)
+        else:
+            if redraw:
+                click.clear()
+            click.echo(text)
+        time.sleep(WATCH_INTERVAL_S)
+
+
+def _parsed(flag: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None

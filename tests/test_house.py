@@ -1,0 +1,421 @@
+"""The house stays as drawn: who imports whom, what stays pure, what an import loads, how things are called.
+
+``ROOMS`` is the drawing. A new module is one line in it; the layers are explained where they are defined.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import procguard
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "procguard"
+
+
+class Anything:
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the modules of a layer may import."""
+
+    own_folder: tuple[str, ...] = ()
+    """Layers that may be reached in the same folder; from the front of the house, in every folder."""
+    anywhere: tuple[str, ...] = ("noun",)
+    """Layers that may be reached wherever they stand."""
+    third_party: Container[str] = ()
+    pure: bool = False
+    """Without a clock, a socket, a file, a thread or randomness: those come in as arguments."""
+
+
+ANY = Anything()
+LAYERS = {
+    "noun": Layer(third_party=("msgpack",)),  # the words all others speak
+    "pure": Layer(own_folder=("pure",), pure=True),  # decisions
+    "port": Layer(),  # the shape of an adapter: a shell holds one without knowing which
+    "shell": Layer(own_folder=("pure", "shell"), anywhere=("noun", "port"), third_party=ANY),  # loops
+    "adapter": Layer(anywhere=("noun", "port"), third_party=ANY),  # the outside world
+    "door": Layer(  # where people come in and the rest is wired
+        own_folder=("pure", "shell", "door"), anywhere=("noun", "port", "adapter", "door"), third_party=ANY
+    ),
+}
+
+ROOMS = {
+    "__init__": "door",
+    "codec": "noun",
+    "config": "door",
+    "env": "door",
+    "errors": "noun",
+    "main": "door",
+    "messages": "noun",
+    "worker_launcher": "door",
+    "adapters.__init__": "port",
+    "adapters.base": "port",
+    "adapters.collective": "adapter",
+    "adapters.collective_links": "adapter",
+    "adapters.collective_rendezvous": "adapter",
+    "adapters.collective_ring": "adapter",
+    "adapters.collective_worker": "adapter",
+    "adapters.memory": "adapter",
+    "adapters.zmq": "adapter",
+    "client.__init__": "door",
+    "client.checkpoint": "shell",
+    "client.checkpoint_gate": "shell",
+    "client.checkpoint_source": "shell",
+    "client.fence": "pure",
+    "client.link": "shell",
+    "client.listener": "door",
+    "client.manager": "door",
+    "client.proc_stat": "shell",
+    "client.process_group": "pure",
+    "client.recovery_plan": "pure",
+    "client.requests": "pure",
+    "client.robust_mutex": "shell",
+    "client.session": "pure",
+    "client.state_stream": "shell",
+    "client.witness": "shell",
+    "lighthouse.__init__": "door",
+    "lighthouse.admission": "pure",
+    "lighthouse.cli": "door",
+    "lighthouse.core": "pure",
+    "lighthouse.deadlines": "pure",
+    "lighthouse.events": "pure",
+    "lighthouse.job": "pure",
+    "lighthouse.leases": "pure",
+    "lighthouse.members": "pure",
+    "lighthouse.notices": "pure",
+    "lighthouse.quorum": "pure",
+    "lighthouse.roster": "pure",
+    "lighthouse.service": "shell",
+    "lighthouse.views": "pure",
+}
+
+STRANGERS = {"lighthouse", "client", "supervisor"}
+"""Folders that never import each other: they run on different machines and speak in messages."""
+
+IMPURE_MODULES = {
+    *("asyncio", "ctypes", "fcntl", "mmap", "multiprocessing", "os", "pathlib", "queue", "random", "sched"),
+    *(
+        "secrets",
+        "select",
+        "selectors",
+        "shutil",
+        "socket",
+        "ssl",
+        "subprocess",
+        "tempfile",
+        "threading",
+        "time",
+    ),
+    "uuid",
+}
+IMPURE_CALLS = {"open", "print", "input", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+
+
+# --- who imports whom ---
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[str]:
+    """The full name of everything imported, be it a module or a name in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = f"procguard.{module}".split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def room_of(name: str, rooms: dict[str, str]) -> str:
+    """The room of an imported name of ours: a module, a package, or the one that defines it."""
+    inside = name.partition(".")[2]
+    around = inside.rpartition(".")[0]
+    candidates = [inside, f"{inside}.__init__", around, f"{around}.__init__".lstrip(".")]
+    return next((candidate for candidate in candidates if candidate in rooms), around or inside)
+
+
+def folder(module: str) -> str:
+    """``lighthouse`` of ``lighthouse.core``; empty for what stands at the front."""
+    return module.rpartition(".")[0]
+
+
+def adapter_of(module: str) -> str:
+    """Files of one adapter begin with the same word: ``collective``, ``collective_links``."""
+    return module.partition("_")[0]
+
+
+def violations(source: str, module: str, rooms: dict[str, str]) -> list[str]:
+    """What this module's source does that its layer may not; a sentence each."""
+    tree, kind = ast.parse(source), rooms[module]
+    wrong = []
+    for imported in sorted(set(imports(tree, module))):
+        top = imported.partition(".")[0]
+        if top == "procguard":
+            wrong += wrong_direction(module, room_of(imported, rooms), rooms)
+        elif top not in sys.stdlib_module_names and top not in LAYERS[kind].third_party:
+            wrong.append(f"imports {imported}, which the layer {kind!r} may not")
+    wrong += impurities(tree, module) if LAYERS[kind].pure else []
+    return list(dict.fromkeys(wrong))
+
+
+def wrong_direction(module: str, target: str, rooms: dict[str, str]) -> list[str]:
+    if target not in rooms:
+        return [f"imports {target}, which ROOMS in tests/test_house.py does not list"]
+    kind, target_kind = rooms[module], rooms[target]
+    here, there = folder(module), folder(target)
+    if {here, there} <= STRANGERS and here != there:
+        return [f"imports {target}, but {here} and {there} speak in messages only"]
+    near = here in (there, "") and target_kind in LAYERS[kind].own_folder
+    same_adapter = kind == target_kind == "adapter" and adapter_of(module) == adapter_of(target)
+    if near or same_adapter or target_kind in LAYERS[kind].anywhere:
+        return []
+    return [f"imports {target}: from layer {kind!r} one may not reach layer {target_kind!r} there"]
+
+
+def impurities(tree: ast.Module, module: str) -> list[str]:
+    running = WithoutTypeChecking().visit(tree)
+    found = {
+        f"imports {top}"
+        for name in imports(running, module)
+        if (top := name.partition(".")[0]) in IMPURE_MODULES
+    }
+    for node in ast.walk(running):
+        if isinstance(node, ast.Call) and ".".join(ast.unparse(node.func).split(".")[-2:]) in IMPURE_CALLS:
+            found.add(f"calls {ast.unparse(node.func)}")
+    return [f"{what}, but pure code gets time, randomness and I/O as arguments" for what in sorted(found)]
+
+
+class WithoutTypeChecking(ast.NodeTransformer):
+    """Drops what stands under ``if TYPE_CHECKING``: it never runs."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return node.orelse if ast.unparse(node.test).endswith("TYPE_CHECKING") else self.generic_visit(node)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward_only(module: str) -> None:
+    assert module in ROOMS, (
+        f"procguard.{module} has no room: add the line {module!r}: <layer> to ROOMS in tests/test_house.py, "
+        f"where <layer> is one of {', '.join(LAYERS)}"
+    )
+    wrong = violations(MODULES[module].read_text(encoding="utf-8"), module, ROOMS)
+    assert not wrong, f"procguard.{module} " + "; ".join(wrong)
+
+
+SOME_ROOMS = {
+    "__init__": "door",
+    "errors": "noun",
+    "main": "door",
+    "adapters.base": "port",
+    "adapters.zmq": "adapter",
+    "adapters.collective": "adapter",
+    "adapters.collective_links": "adapter",
+    "client.__init__": "door",
+    "client.link": "shell",
+    "client.manager": "door",
+    "client.session": "pure",
+    "client.fence": "pure",
+    "lighthouse.core": "pure",
+    "lighthouse.service": "shell",
+    "lighthouse.cli": "door",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("errors", "import msgpack"),
+        ("client.session", "from procguard.errors import UsageError"),
+        ("client.session", "from procguard.client import fence"),
+        ("client.session", "from .fence import Fence"),
+        ("client.session", "from datetime import timedelta"),
+        ("client.session", "if TYPE_CHECKING:\n    from random import Random"),
+        ("client.link", "import zmq, os\nfrom procguard.client.session import Session"),
+        ("client.link", "from procguard.adapters.base import Wire"),
+        (
+            "client.manager",
+            "from procguard.adapters.zmq import connect\nfrom procguard.client.link import Link",
+        ),
+        ("client.__init__", "from .manager import Manager"),
+        ("adapters.collective", "import numpy\nfrom procguard.adapters.collective_links import Links"),
+        ("lighthouse.cli", "from procguard.lighthouse import service"),
+        (
+            "main",
+            "def main():\n    from procguard.lighthouse.cli import main\n    import procguard.client.link",
+        ),
+        ("main", "from procguard import __version__\nimport procguard"),
+        ("main", "from procguard.client import Manager"),
+    ],
+)
+def test_what_a_room_may_do(module: str, source: str) -> None:
+    assert violations(source, module, SOME_ROOMS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("errors", "import procguard.client.session", "from layer 'noun' one may not reach layer 'pure'"),
+        ("errors", "import zmq", "imports zmq, which the layer 'noun' may not"),
+        ("client.session", "import zmq", "imports zmq, which the layer 'pure' may not"),
+        ("client.session", "import time", "imports time, but pure"),
+        ("client.session", "def f():\n    from os import path", "imports os, but pure"),
+        (
+            "client.session",
+            "from datetime import datetime\nx = datetime.now()",
+            "calls datetime.now, but pure",
+        ),
+        (
+            "client.session",
+            "import datetime\nx = datetime.datetime.now()",
+            "calls datetime.datetime.now, but",
+        ),
+        ("client.session", "x = open('f')", "calls open, but pure"),
+        (
+            "client.session",
+            "from procguard.client import link",
+            "layer 'pure' one may not reach layer 'shell'",
+        ),
+        ("client.session", "from . import link", "layer 'pure' one may not reach layer 'shell'"),
+        ("client.session", "if TYPE_CHECKING:\n    from .link import Link", "may not reach layer 'shell'"),
+        (
+            "client.session",
+            "from ..lighthouse.core import step",
+            "client and lighthouse speak in messages only",
+        ),
+        (
+            "client.link",
+            "from procguard.client import Manager",
+            "layer 'shell' one may not reach layer 'door'",
+        ),
+        ("client.link", "from procguard.adapters.zmq import connect", "may not reach layer 'adapter'"),
+        ("client.manager", "import procguard.lighthouse.cli", "client and lighthouse speak in messages only"),
+        ("lighthouse.cli", "from procguard.client.session import Session", "speak in messages only"),
+        ("adapters.zmq", "import procguard.client.session", "may not reach layer 'pure'"),
+        ("adapters.zmq", "from procguard.adapters.collective import Ring", "may not reach layer 'adapter'"),
+        ("main", "from procguard.attic import old", "imports attic, which ROOMS"),
+    ],
+)
+def test_what_a_room_may_not_do(module: str, source: str, said: str) -> None:
+    (wrong,) = violations(source, module, SOME_ROOMS)
+    assert said in wrong
+
+
+# --- what an import loads ---
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that the statement adds to a fresh interpreter's."""
+    program = (
+        "import json, sys; before = set(sys.modules); {}; print(json.dumps([*set(sys.modules) - before]))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program.format(statement)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return set(json.loads(answer.stdout))
+
+
+def third_parties(loaded: set[str]) -> set[str]:
+    tops = {name.partition(".")[0] for name in loaded}
+    return tops - set(sys.stdlib_module_names) - {"procguard"}
+
+
+def ours(loaded: set[str]) -> set[str]:
+    return {name for name in loaded if name.partition(".")[0] == "procguard"}
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    loaded = loaded_by("import procguard")
+    assert ours(loaded) == {"procguard"}
+    assert third_parties(loaded) == set()
+    assert "importlib.metadata" not in loaded
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert procguard.__version__ == version("procguard")
+    with pytest.raises(AttributeError, match="has no attribute 'versoin'"):
+        _ = procguard.versoin
+
+
+def test_the_variables_cost_a_trainer_nothing_but_themselves() -> None:
+    loaded = loaded_by("import procguard.env")
+    assert ours(loaded) == {"procguard", "procguard.env", "procguard.errors"}
+    assert third_parties(loaded) == set()
+
+
+def test_a_listener_loads_its_own_rooms_zmq_and_msgpack_only() -> None:
+    """Its start-up time and its memory are paid once for every trainer of the machine."""
+    loaded = loaded_by("import procguard.client.listener")
+    strangers = third_parties(loaded) - {"zmq", "msgpack"}
+    assert {name for name in strangers if not name.startswith(("cython_runtime", "_cython_"))} == set()
+    shared = {"messages", "codec", "errors", "client", "adapters", "adapters.base", "adapters.zmq"}
+    allowed = {"procguard", *(f"procguard.{room}" for room in shared)}
+    assert {name for name in ours(loaded) - allowed if not name.startswith("procguard.client.")} == set()
+
+
+# --- who reads the variables ---
+
+
+READING = re.compile(r"""(environ\[|environ\.get\(|getenv\()\s*["'](PROCGUARD|TORCHFT)_""")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module != "env"])
+def test_only_env_reads_our_variables(module: str) -> None:
+    assert not READING.search(MODULES[module].read_text(encoding="utf-8")), "ask procguard.env for it"
+
+
+# --- how things are called ---
+
+EMPTY_WORDS = {"handler", "util", "helper", "common", "data", "info"}
+"""Words that say nothing: what does it handle, help with, or know?"""
+
+ALLOWED_NAMES = {
+    "FailureHandler": "an interface that users already know",
+}
+
+
+def words(name: str) -> set[str]:
+    """The words of a snake_case or CamelCase name, in the singular."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return {part.lower().removesuffix("s") for part in parts}
+
+
+def test_names_are_split_into_their_words() -> None:
+    assert words("HTTPErrorHandlers") == {"http", "error", "handler"}
+    assert words("_load_metadata2_utils") == {"load", "metadata", "util"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_say_something(module: str) -> None:
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    names = {node.name for node in ast.walk(tree) if isinstance(node, definitions)} | set(module.split("."))
+    empty = {name: sorted(words(name) & EMPTY_WORDS) for name in names - set(ALLOWED_NAMES)}
+    assert {name: found for name, found in empty.items() if found} == {}, (
+        "a name says what the thing is or does; one that must be is listed in ALLOWED_NAMES with its reason"
+    )
