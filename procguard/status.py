@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 VARIABLE = "PROCGUARD_LIGHTHOUSE"
 WATCH_INTERVAL_S = 1.0
-ANSWERS_MAX = 16
+PATIENCE_S = 1.0
+"""How long one connection is given to answer."""
 
 
 # --- asking
@@ -72,12 +73,13 @@ def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
     """
     address = target.address
     with closing(ZmqMemberTransport(address.host, address.port)) as transport:
-        transport.send(encode(SnapshotRequest(job_id)))
         until = time.monotonic() + timeout_s
         while (left_s := until - time.monotonic()) > 0:
-            transport.wait(left_s)
-            for frame in transport.receive(ANSWERS_MAX):
+            transport.send(encode(SnapshotRequest(job_id)))
+            transport.wait(min(left_s, PATIENCE_S))
+            for frame in transport.receive(count_max=1):
                 return _snapshot_in(frame, address)
+            transport.reconnect()  # the other of a name's addresses, perhaps
     raise LighthouseUnreachable(
         f"No lighthouse answered at {address} ({target.origin}) within {timeout_s:g} s. "
         "Is procguard-lighthouse running there, on this port? If on another machine, was it started with "

@@ -248,7 +248,7 @@ class Manager:
             QuorumTimeout: there was none in time; the message says what it waited for.
             LighthouseRejected: another process took this replica's id.
         """
-        this = self._this_round("wait_quorum")
+        this = self._last_round("wait_quorum")
         if not this.formed.done():
             with self._during(Phase.QUORUM):
                 this.formed.result()
@@ -342,7 +342,7 @@ class Manager:
     def participating_rank(self) -> int | None:
         """This replica's rank among those; None when it contributes nothing. Waits for the quorum."""
         self.wait_quorum()
-        this, me = self._this_round("participating_rank"), self._plan().replica_rank
+        this, me = self._last_round("participating_rank"), self._plan().replica_rank
         contributors = self._contributors()
         return None if this.behind or me not in contributors else contributors.index(me)
 
@@ -485,11 +485,18 @@ class Manager:
 
     # --- inside -------------------------------------------------------------------------------------
 
-    def _this_round(self, what: str) -> Round:
+    def _last_round(self, what: str) -> Round:
+        """The step in progress, or the last one: asked for facts, not for work."""
         self._check_owner()
-        if self._round is None or self._round.concluded:
-            raise UsageError(f"{what} belongs to a step: call start_quorum first")
+        if self._round is None:
+            raise UsageError(f"{what} needs a quorum: call start_quorum first")
         return self._round
+
+    def _this_round(self, what: str) -> Round:
+        this = self._last_round(what)
+        if this.concluded:
+            raise UsageError(f"{what} belongs to a step, and the last one is over: call start_quorum first")
+        return this
 
     def _check_owner(self) -> None:
         if os.getpid() != self._pid:

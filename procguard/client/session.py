@@ -370,14 +370,14 @@ class Session:
     def _published(self, message: Message, now: float) -> None:
         if isinstance(message, Beacon):
             self._compare(message.epoch, message.seq)
-        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch:
+        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch and self._hello:
             if message.epoch == self._epoch and message.seq == self._seq + 1:
                 self._seq = message.seq
             self._hear(message)
             self._compare(message.epoch, message.seq)
 
     def _resynced(self, batch: NoticeBatch) -> None:
-        if batch.epoch >= self._epoch:
+        if batch.epoch >= self._epoch and self._hello:
             self._epoch, self._seq = max((self._epoch, self._seq), (batch.epoch, batch.seq))
             self._hear(batch)
 
@@ -394,11 +394,13 @@ class Session:
 
     def _hear(self, batch: NoticeBatch) -> None:
         """Pass notices on. Hearing one twice does no harm: the trainer's fence applies each once."""
-        if batch.notices:
-            self._effects.append(Tell(Heard(batch.notices)))
+        assert self._hello is not None
+        own = (self._hello.replica_id, self._incarnation)
+        others = tuple([n for n in batch.notices if (n.replica_id, n.incarnation) != own])
+        if others:
+            self._effects.append(Tell(Heard(others)))
         for notice in batch.notices:
-            hello = self._hello
-            if hello and (notice.replica_id, notice.incarnation) == (hello.replica_id, self._incarnation):
+            if (notice.replica_id, notice.incarnation) == own and not notice.left:
                 self._over(notice.cause)
 
     def _say(self, level: int, text: str) -> None:

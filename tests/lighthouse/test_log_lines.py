@@ -22,6 +22,11 @@ class Pipe:
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
 
+    def end_reading(self) -> None:
+        if self.reading >= 0:
+            os.close(self.reading)
+            self.reading = -1
+
     def text(self) -> str:
         """All that was written, which nobody can add to any more."""
         os.close(self.writing)
@@ -33,7 +38,7 @@ class Pipe:
 def pipe() -> Iterator[Pipe]:
     pipe = Pipe()
     yield pipe
-    os.close(pipe.reading)
+    pipe.end_reading()
 
 
 def test_text_has_time_level_and_message(pipe: Pipe) -> None:
@@ -92,14 +97,16 @@ def test_nobody_waits_for_a_log_that_is_not_read(pipe: Pipe, monkeypatch: pytest
     while b"lines of this log are lost: nobody was reading it" not in first:
         first = first[-100:] + os.read(pipe.reading, 1 << 20)
         writer.handle(line)
+    monkeypatch.undo()
+    pipe.end_reading()
+    writer.close()
+    os.close(pipe.writing)
 
 
 def test_a_reader_that_is_gone_does_not_matter(pipe: Pipe) -> None:
-    gone = Pipe()
-    os.close(gone.reading)
-    with written_log("text", "info", gone.writing):
+    pipe.end_reading()
+    with written_log("text", "info", pipe.writing):
         LOGGER.info("nobody hears this")
-    os.close(gone.writing)
     os.close(pipe.writing)
 
 
