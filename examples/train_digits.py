@@ -7,7 +7,11 @@ Start a lighthouse, then as many replicas as you like, each in a shell of its ow
     PROCGUARD_LIGHTHOUSE=localhost:29510 REPLICA_GROUP_ID=1 python examples/train_digits.py
 
 Kill one with ``kill -9`` and start it again: the others go on at once, the newcomer takes over their weights.
-The five places that make it so are numbered. The data are scikit-learn's 1,797 real images of digits.
+The five places that make it so are numbered. ``kill -USR1``, which a batch system such as Slurm can send
+before the time is up, ends all replicas after the same step, with the same weights.
+
+The data are scikit-learn's 1,797 real images of digits; the model is written out in numpy, so that nothing
+but the train loop needs explaining.
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
 import time
+import zlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +33,8 @@ from sklearn.datasets import load_digits
 
 from procguard.adapters.collective import RingProcessGroup
 from procguard.client import Manager
+from procguard.errors import ProcGuardError
+from procguard.messages import Notice
 
 Array = npt.NDArray[np.float64]
 
@@ -35,6 +43,32 @@ HIDDEN = 48
 LEARNING_RATE = 0.2
 TEST_SHARE = 5
 """Every fifth image is for the test."""
+SAY_EVERY_STEPS = 100
+
+
+def train(manager: Manager, model: Model, steps: int, step_time_s: float, journal: Journal) -> None:
+    data = Digits()
+    own_share = zlib.crc32(manager.replica_id().encode())
+    asked_to_end: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: asked_to_end.append(number))
+    while manager.current_step() < steps:
+        manager.start_quorum()  # 1: who is alive? runs beside the computation
+        gradients = model.gradients(*data.batch(manager.current_step(), own_share))
+        time.sleep(step_time_s)
+        last = np.array([float(len(asked_to_end))])  # averaged like a gradient: if one is asked, all know
+        manager.allreduce([*gradients.values(), last]).wait()  # 2: ends at once if a peer dies
+        committed = manager.should_commit()  # 3: did all of it go well?
+        if committed:
+            model.apply(gradients)
+        journal.step(manager, committed)
+        if committed and manager.current_step() % SAY_EVERY_STEPS == 0:
+            say = f"step {manager.current_step()}: accuracy {model.accuracy(*data.test):.3f}"
+            click.echo(f"{say}, {manager.num_participants()} replicas")
+        if committed and last.any():
+            break
+    accuracy, digest = model.accuracy(*data.test), model.digest()
+    journal.write("end", step=manager.current_step(), accuracy=accuracy, digest=digest)
+    click.echo(f"done at step {manager.current_step()}: accuracy {accuracy:.3f}, weights {digest}")
 
 
 class Digits:
@@ -46,17 +80,17 @@ class Digits:
         self.train: tuple[Array, Array] = (pixels[~is_test] / 16, digits[~is_test])
         self.test: tuple[Array, Array] = (pixels[is_test] / 16, digits[is_test])
 
-    def batch(self, step: int, replica: int) -> tuple[Array, Array]:
-        """What this replica learns from in this step: another share than the others', and always the same."""
+    def batch(self, step: int, share: int) -> tuple[Array, Array]:
+        """What a replica learns from in a step: other images than the others, and always the same."""
         pixels, digits = self.train
-        chosen = np.random.default_rng((step, replica)).choice(len(digits), BATCH, replace=False)
+        chosen = np.random.default_rng((step, share)).choice(len(digits), BATCH, replace=False)
         return pixels[chosen], digits[chosen]
 
 
 class Model:
     """64 pixels -> hidden layer -> 10 digits, with its gradient by hand."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | None) -> None:
         rng = np.random.default_rng(seed)
         self.weights: dict[str, Array] = {
             "w1": rng.normal(0, 0.15, (64, HIDDEN)),
@@ -93,9 +127,7 @@ class Model:
 
     def digest(self) -> str:
         """Equal for equal weights, to the last bit."""
-        content = b"".join(
-            np.ascontiguousarray(self.weights[name]).tobytes() for name in sorted(self.weights)
-        )
+        content = b"".join(self.weights[name].tobytes() for name in sorted(self.weights))
         return hashlib.sha256(content).hexdigest()[:16]
 
     def load(self, weights: dict[str, Array]) -> None:
@@ -106,32 +138,19 @@ class Journal:
     """What happened when, as JSON lines for a program that watches; ``at`` is monotonic seconds."""
 
     def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a", buffering=1) if path else None
+        # Unbuffered: two threads write, and what was written must be there after a kill -9.
+        self._file = path.open("ab", buffering=0) if path else None
 
     def write(self, event: str, **facts: Any) -> None:
         if self._file:
-            self._file.write(json.dumps({"at": time.monotonic(), "event": event, **facts}) + "\n")
+            self._file.write(json.dumps({"at": time.monotonic(), "event": event, **facts}).encode() + b"\n")
 
+    def step(self, manager: Manager, committed: bool) -> None:
+        quorum = manager.state_dict()["committed_in"]
+        self.write("step", step=manager.current_step(), committed=committed, quorum=quorum)
 
-def train(manager: Manager, model: Model, steps: int, step_time_s: float, journal: Journal) -> None:
-    data = Digits()
-    replica = sum(manager.replica_id().encode())
-    while manager.current_step() < steps:
-        step = manager.current_step()
-        manager.start_quorum()  # 1: who is alive? runs beside the computation
-        gradients = model.gradients(*data.batch(step, replica))
-        time.sleep(step_time_s)
-        manager.allreduce(list(gradients.values())).wait()  # 2: average; ends at once if a peer dies
-        committed = manager.should_commit()  # 3: did all of it go well?
-        if committed:
-            model.apply(gradients)
-        journal.write("step", step=manager.current_step(), committed=committed)
-        if manager.current_step() % 100 == 0 and committed:
-            say = f"step {manager.current_step()}: accuracy {model.accuracy(*data.test):.3f}"
-            click.echo(f"{say}, {manager.num_participants()} replicas")
-    accuracy, digest = model.accuracy(*data.test), model.digest()
-    journal.write("end", step=manager.current_step(), accuracy=accuracy, digest=digest)
-    click.echo(f"done at step {manager.current_step()}: accuracy {accuracy:.3f}, weights {digest}")
+    def told(self, notice: Notice) -> None:
+        self.write("told", replica_id=notice.replica_id, cause=str(notice.cause), left=notice.left)
 
 
 @click.command()
@@ -143,34 +162,30 @@ def train(manager: Manager, model: Model, steps: int, step_time_s: float, journa
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds a collective may take.")
 @click.option("--seed", default=None, type=int, help="Of the first weights; healing makes them alike anyway.")
 @click.option(
-    "--journal", type=click.Path(path_type=Path), help="Write what happens to this file as JSON lines."
+    "--journal",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Write what happens to this file as JSON lines.",
 )
 def main(
-    *,
-    steps: int,
-    step_time_ms: float,
-    min_replicas: int,
-    timeout: float,
-    seed: int | None,
-    journal: Path | None,
+    *, steps: int, step_time_ms: float, min_replicas: int, timeout: float, seed: int | None, path: Path | None
 ) -> None:
     """Train a classifier of handwritten digits together with the other replicas."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    model, book = Model(seed or time.time_ns() % 2**32), Journal(journal)
-    manager = Manager(  # 4: join, and say how to take over and give out the weights
-        pg=RingProcessGroup(timeout=timedelta(seconds=timeout)),
-        load_state_dict=model.load,
-        state_dict=lambda: model.weights,
-        min_replica_size=min_replicas,
-        timeout=timedelta(seconds=timeout),
-    )
-    manager.on_failure(
-        lambda notice: book.write(
-            "told", replica_id=notice.replica_id, cause=str(notice.cause), left=notice.left
+    model, journal = Model(seed), Journal(path)
+    try:
+        manager = Manager(  # 4: join, and say how to take over and give out the weights
+            pg=RingProcessGroup(timeout=timedelta(seconds=timeout)),
+            load_state_dict=model.load,
+            state_dict=lambda: model.weights,
+            min_replica_size=min_replicas,
+            timeout=timedelta(seconds=timeout),
         )
-    )
-    train(manager, model, steps, step_time_ms / 1000, book)
-    manager.shutdown()  # 5: leave, so that nobody waits
+        manager.on_failure(journal.told)
+        train(manager, model, steps, step_time_ms / 1000, journal)
+        manager.shutdown()  # 5: leave, so that nobody waits
+    except ProcGuardError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

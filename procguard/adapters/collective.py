@@ -24,20 +24,20 @@ from numpy.typing import NDArray
 from procguard.adapters.collective_links import Place, open_listener, split_handle
 from procguard.adapters.collective_ring import Payload
 from procguard.adapters.collective_worker import Quorum, Task, Worker
-from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeout, UsageError
+from procguard.errors import CollectiveAborted, CollectiveTimeout, UsageError
 
 ABORTED_COUNT_MAX = 256  # quorums aborted before they were configured
 SHUTDOWN_TIMEOUT_S = 5.0  # the I/O thread ends within a millisecond, unless the resolver holds it
-_INT64 = range(-(2**63), 2**63)
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 class RingWork:
     """An all-reduce in flight."""
 
-    def __init__(self, group: RingProcessGroup, quorum: Quorum, task: Task) -> None:
+    def __init__(self, group: RingProcessGroup, quorum: Quorum, future: Future[Any]) -> None:
         self._group = group
         self._quorum = quorum
-        self._task = task
+        self._future = future  # and not the task, whose copy of the buffers is free once it is done
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Block until the result is in the buffers, and return True; else raise what ended it.
@@ -45,14 +45,14 @@ class RingWork:
         Longer than ``timeout`` (None: the group's own) is a ``CollectiveTimeout`` that ends the quorum: a
         rank that has given up one collective is out of step with its peers.
         """
-        timeout_s = self._group.timeout_s if timeout is None else max(timeout.total_seconds(), 0)
-        self._group.await_task(self._quorum, self._task, timeout_s)
+        timeout_s = self._group._timeout_s if timeout is None else max(timeout.total_seconds(), 0)
+        self._group._await(self._future, self._quorum, "allreduce", timeout_s)
         return True
 
     def get_future(self) -> Future[list[NDArray[Any]]]:
         """A future of the reduced buffers; it fails with the ``CollectiveError``. Its callbacks run on the
         I/O thread, or on the thread that ended the quorum: they must not block."""
-        return self._task.future
+        return self._future
 
 
 class RingProcessGroup:
@@ -66,17 +66,17 @@ class RingProcessGroup:
     def __init__(
         self, timeout: timedelta = timedelta(seconds=60), host: str | None = None, port: int = 0
     ) -> None:
-        self.timeout_s = _seconds(timeout)
+        self._timeout_s = _seconds(timeout)
         self.advertise("127.0.0.1" if host is None else host)
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._quorum: Quorum | None = None
         self._aborted: set[int] = set()  # only ids above the present quorum's
-        self._aborted_up_to = _INT64.start - 1
+        self._aborted_up_to = _INT64_MIN - 1
         self._is_shut_down = False
         listener = open_listener(port)
         self._port: int = listener.getsockname()[1]
-        self._worker = Worker(listener, lambda: self._quorum, self.timeout_s)
+        self._worker = Worker(listener, lambda: self._quorum, self._timeout_s)
 
     def handle(self) -> str:
         """``host:port`` (``[host]:port`` for IPv6), for the peers' ``configure``."""
@@ -112,14 +112,15 @@ class RingProcessGroup:
         if is_aborted:
             quorum.end(_aborted(quorum_id))
         self._worker.wake()
-        self.await_task(quorum, quorum.forming, timeout_s)
+        self._await(quorum.forming.future, quorum, "configure", timeout_s)
 
     def allreduce(self, buffers: Sequence[NDArray[Any]], op: str = "sum") -> RingWork:
         """Reduce ``buffers`` elementwise over all ranks (sum, avg, max, min), in place on success.
 
         Returns at once; the collectives of a quorum run in the order of these calls, which must be the same
         on all ranks, as must the shapes and dtypes. The buffers are read here and written only on success.
-        All ranks get the same bits. ``avg`` of integers rounds down.
+        All ranks get the same bits. Sums are made in the buffers' own dtype, also those of ``avg``, which
+        rounds integers down. ``UsageError`` for what cannot be reduced; all else is told by the work.
         """
         self._check_not_inherited()
         quorum = self._quorum
@@ -127,7 +128,7 @@ class RingProcessGroup:
             raise UsageError("allreduce before configure(): there is nobody to reduce with yet")
         task = Task(Payload(buffers, op))
         quorum.submit(task)
-        return RingWork(self, quorum, task)
+        return RingWork(self, quorum, task.future)
 
     def abort(self, quorum_id: int) -> None:
         """End everything of that quorum, now or yet to come, and nothing of any other. From any thread."""
@@ -160,19 +161,18 @@ class RingProcessGroup:
             quorum.end(CollectiveAborted(reason, quorum.place.quorum_id))
         self._worker.stop(SHUTDOWN_TIMEOUT_S)
 
-    def await_task(self, quorum: Quorum, task: Task, timeout_s: float) -> None:
-        """Wait for ``task``; when it takes too long, end the quorum."""
+    def _await(self, future: Future[Any], quorum: Quorum, what: str, timeout_s: float) -> None:
+        """Wait for ``future``; when it takes too long, end the quorum."""
         try:
-            task.future.result(timeout_s)
+            future.result(timeout_s)
         except (TimeoutError, concurrent.futures.TimeoutError):  # two classes in Python 3.10
-            if not task.future.done():
-                what = "configure" if task.payload is None else "allreduce"
+            if not future.done():
                 reason = (
                     f"{what} of quorum {quorum.place.quorum_id} took longer than {timeout_s:g} s: "
                     f"waiting for {self._worker.missing()}"
                 )
                 quorum.end(CollectiveTimeout(reason, quorum.place.quorum_id))
-        task.future.result()  # the task's own error, or a result that won the race
+        future.result()  # the task's own error, or a result that won the race
 
     def _is_inherited(self) -> bool:
         return os.getpid() != self._pid
@@ -192,14 +192,14 @@ def _not_later(previous: Quorum, quorum_id: int) -> Exception:
     if quorum_id < present_id:
         return CollectiveAborted(f"quorum {quorum_id} is over: quorum {present_id} took its place", quorum_id)
     if previous.error is not None:
-        return CollectiveError(f"quorum {quorum_id} has ended: {previous.error}", quorum_id)
+        return type(previous.error)(f"quorum {quorum_id} has ended: {previous.error}", quorum_id)
     return UsageError(f"quorum {quorum_id} is configured already; each quorum needs an id of its own")
 
 
 def _place(handles: Sequence[str], rank: int, quorum_id: int) -> Place:
     if not 0 <= rank < len(handles):
         raise UsageError(f"rank {rank} is not one of {len(handles)} handles; ranks count from 0")
-    if quorum_id not in _INT64:
+    if not _INT64_MIN <= quorum_id <= _INT64_MAX:
         raise UsageError(f"quorum_id {quorum_id} does not fit into 64 bits; pass the packed quorum id")
     for handle in handles:
         split_handle(handle)

@@ -58,7 +58,7 @@ class _Call:
     """The outgoing side: one call to the successor, repeated until it is answered."""
 
     def __init__(self, place: Place, selector: selectors.BaseSelector) -> None:
-        self._place = place
+        self.place = place
         self._selector = selector
         self._name = place.name(place.successor)
         self._addresses: list[tuple[Any, ...]] = []
@@ -74,7 +74,7 @@ class _Call:
         self.retry_at = math.inf
         try:
             if not self._addresses:
-                host, port = split_handle(self._place.handles[self._place.successor])
+                host, port = split_handle(self.place.handles[self.place.successor])
                 self._addresses = list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             family, kind, protocol, _, address = self._addresses[self._attempts % len(self._addresses)]
             self._attempts += 1
@@ -92,7 +92,7 @@ class _Call:
             if code:
                 raise OSError(code, os.strerror(code))
             self._ear = Ear()
-            greet(sock, Kind.HELLO, self._place)
+            greet(sock, Kind.HELLO, self.place)
             self._selector.modify(sock, selectors.EVENT_READ, partial(self._heard, sock))
         except OSError as error:
             self._try_again(error)
@@ -108,7 +108,7 @@ class _Call:
             self._judge(greeting, sock)
 
     def _judge(self, answer: Greeting, sock: socket.socket) -> None:
-        place = self._place
+        place = self.place
         if answer.version != VERSION:
             raise self._failed(f"{self._name} speaks ring version {answer.version}, this rank {VERSION}")
         if answer.kind == Kind.HELLO:  # TCP connected this port to itself: nobody listens there
@@ -135,7 +135,7 @@ class _Call:
             raise self._failed(f"{self._name} refuses connections: its process has ended or shut down")
 
     def _failed(self, reason: str) -> CollectiveError:
-        return CollectiveError(f"quorum {self._place.quorum_id}: {reason}", self._place.quorum_id)
+        return CollectiveError(f"quorum {self.place.quorum_id}: {reason}", self.place.quorum_id)
 
     def close(self) -> None:
         if self.sock is not None:
@@ -276,12 +276,10 @@ class Rendezvous:
         self._selector.register(wake, selectors.EVENT_READ, partial(drain, wake))
         self._reception = _Reception(listener, self._selector)
         self._call: _Call | None = None
-        self._place: Place | None = None
 
     def begin(self, place: Place) -> None:
         """Start to form the ring of ``place``; ``poll`` goes on with it."""
         self.end()
-        self._place = place
         self._reception.expect(place)
         if place.world_size > 1:
             self._call = _Call(place, self._selector)
@@ -311,12 +309,12 @@ class Rendezvous:
 
     def missing(self) -> str:
         """What a rendezvous that takes too long is waiting for. From any thread."""
-        call, place, reasons = self._call, self._place, []
-        if place is not None and call is not None and not call.is_answered:
+        call, reasons = self._call, []
+        if call is not None and not call.is_answered:
             error = f" (last: {call.last_error})" if call.last_error else ""
-            reasons.append(f"{place.name(place.successor)} to answer{error}")
-        if place is not None and self._reception.predecessor is None:
-            reasons.append(f"{place.name(place.predecessor)} to connect")
+            reasons.append(f"{call.place.name(call.place.successor)} to answer{error}")
+        if call is not None and self._reception.predecessor is None:
+            reasons.append(f"{call.place.name(call.place.predecessor)} to connect")
         return " and ".join(reasons) or "this rank's own I/O thread"
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ No lock is held while buffers are copied or a future's callbacks run.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -22,8 +23,9 @@ from typing import Any
 from procguard.adapters.collective_links import Place, own
 from procguard.adapters.collective_rendezvous import Rendezvous
 from procguard.adapters.collective_ring import Payload, Ring
-from procguard.errors import CollectiveError
+from procguard.errors import CollectiveError, UsageError
 
+TASK_COUNT_MAX = 65_536  # each holds a copy of its buffers: more is a loop that never waits
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,8 @@ class Quorum:
         with self._lock:
             error = self.error
             if error is None:
+                if len(self._tasks) >= TASK_COUNT_MAX:
+                    raise UsageError(f"{TASK_COUNT_MAX} collectives are in flight; wait for some of them")
                 self._tasks.append(task)
         if error is None:
             self._wake()
@@ -109,12 +113,8 @@ class Worker:
 
     def wake(self) -> None:
         """Make the thread look at the present quorum again. From any thread."""
-        try:
+        with contextlib.suppress(OSError):  # too many calls waiting to miss this one; or it has ended
             self._wake_sender.send(b"\0")
-        except BlockingIOError:
-            pass  # so many calls are waiting already that it cannot miss this one
-        except OSError:
-            pass  # the thread has ended, and closed it
 
     def missing(self) -> str:
         """What the thread is waiting for. From any thread."""
@@ -149,18 +149,19 @@ class Worker:
             self._wake_sender.close()
 
     def _turn(self, quorum: Quorum | None) -> None:
-        if quorum is not None and quorum is not self._quorum:
+        if quorum is None:
+            return self._rendezvous.poll()
+        if quorum is not self._quorum:
             self._leave()
             self._quorum, self._sequence = quorum, 0
             self._rendezvous.begin(quorum.place)
-        task = None if quorum is None else quorum.head()
-        if quorum is not None and quorum.error is not None:
+        task = quorum.head()
+        if task is not None and task.payload is not None:
+            return self._reduce(quorum, task, task.payload)
+        if task is not None and self._form(quorum):
+            return
+        if quorum.error is not None:
             self._leave()
-        elif quorum is not None and task is not None:
-            if task.payload is not None:
-                return self._reduce(quorum, task, task.payload)
-            if self._form(quorum):
-                return
         self._rendezvous.poll()
 
     def _form(self, quorum: Quorum) -> bool:

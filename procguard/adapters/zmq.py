@@ -257,9 +257,9 @@ class ZmqMemberTransport:
     def close(self) -> None:
         if self._context.closed or self._process != os.getpid():
             return
-        self._dealer.close()
         if self._sub is not None:
-            self._sub.close()
+            self._sub.close(linger=0)  # it has nothing to say
+        self._dealer.close()
         self._context.term()
 
     def _subscribe_afresh(self) -> None:

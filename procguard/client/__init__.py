@@ -15,7 +15,7 @@ __all__ = ["Manager", "WorldSizeMode"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from procguard.client import manager  # noqa: PLC0415  # lazy on purpose, see above
+        from procguard.client import manager
 
         return getattr(manager, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """Applying the fence: the one place where a collective is aborted, whoever asks for it.
 
-Called on the failure thread (notices), the quorum thread (a new round), the process group's thread (an error of its
-own) and the train loop's; one lock orders them. ``abort`` itself names the quorum, so the process group
-cannot be hit by a blow meant for an earlier one.
+Called on the failure thread (notices), the quorum thread (a new round), the process group's thread (an error
+of its own) and the train loop's; one lock orders them. ``abort`` itself names the quorum, so the process
+group cannot be hit by a blow meant for an earlier one.
 """
 
 from __future__ import annotations
@@ -116,5 +116,5 @@ class FencedAbort:
         for callback in self._callbacks:
             try:
                 callback(notice)
-            except Exception:  # the user's code; the thread that carries every notice must go on
+            except Exception:  # noqa: BLE001  # the user's code; the thread that carries every notice must go on
                 _log.exception("An on_failure callback raised")

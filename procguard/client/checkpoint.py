@@ -106,8 +106,7 @@ class HTTPTransport:
             self._source.publish(publication)
 
     def disallow_checkpoint(self) -> None:
-        if not self._closed:
-            self._source.withdraw(self._timeout_s)
+        self._source.withdraw(self._timeout_s)
 
     def recv_checkpoint(self, src_rank: int, metadata: str, step: int, timeout: timedelta) -> Any:
         """``timeout`` is how long the source may send nothing. Arrays and tensors arrive in host memory,
@@ -129,8 +128,7 @@ class HTTPTransport:
             self._aborted = True
             for fetch in self._fetches:
                 fetch.abort()
-            if not self._closed:
-                self._source.abort()
+            self._source.abort()
 
     def shutdown(self, wait: bool = True) -> None:
         with self._lock:

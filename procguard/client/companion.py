@@ -1,8 +1,9 @@
 """Keeps a session running for this trainer, and brings what it hears to the Manager: the failure thread.
 
-With proactive recovery a listener process runs the session. Starting one takes 30 ms on an idle machine and ten times
-as long on a crowded one, longer than the lighthouse waits for a lost connection; so until it says that it is
-ready, and whenever it has gone, a thread of the trainer runs the same session under the same token.
+With proactive recovery a listener process runs the session. Starting one takes 30 ms on an idle machine and
+ten times as long on a crowded one, longer than the lighthouse waits for a lost connection; so until it says
+that it is ready, and whenever it has gone, a thread of the trainer runs the same session under the same
+token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from itertools import count
 from typing import Protocol
 
 from procguard.client.hosts import Host
-from procguard.client.link import (
+from procguard.client.link_words import (
     Enrol,
     FromTrainer,
     Heard,

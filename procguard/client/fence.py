@@ -1,9 +1,10 @@
 """Which failure ends which collective: the fence between one quorum and the next. Pure.
 
-A notice and the quorum it concerns reach a trainer on two connections, in either order. So both are remembered:
-``failed`` (the greatest failed incarnation of each replica) and ``current`` (the quorum in use; None from the
-start of a round until its quorum is installed). A notice that names a member of ``current`` ends that quorum; a
-quorum that names a failed member is not installed. Nothing else is touched, whatever comes late.
+A notice and the quorum it concerns reach a trainer on two connections, in either order. So both are
+remembered: ``failed`` (the greatest failed incarnation of each replica) and ``current`` (the quorum in use;
+None from the start of a round until its quorum is installed). A notice that names a member of ``current``
+ends that quorum; a quorum that names a failed member is not installed. Nothing else is touched, whatever
+comes late.
 """
 
 from __future__ import annotations

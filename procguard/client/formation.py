@@ -1,7 +1,7 @@
 """From the question to a configured process group: one round, on the quorum thread.
 
-Ask, check the answer against the fence, configure the process group, then heal or let others heal. A quorum that
-is broken before it is in use (a member known to be over, an abort during configure) is asked for again
+Ask, check the answer against the fence, configure the process group, then heal or let others heal. A quorum
+that is broken before it is in use (a member known to be over, an abort during configure) is asked for again
 at once: nothing has been computed in it, so no step is lost.
 """
 

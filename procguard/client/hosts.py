@@ -16,7 +16,8 @@ from typing import Protocol
 
 import procguard
 from procguard.adapters.base import MemberTransport
-from procguard.client.link import Farewell, Link, link_pair
+from procguard.client.link import Link, link_pair
+from procguard.client.link_words import Farewell
 from procguard.client.loop import ListenerLoop
 from procguard.client.session import Session, Trainer
 from procguard.client.witness import LifeLine, SharedBoard

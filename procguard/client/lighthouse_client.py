@@ -1,7 +1,7 @@
 """The trainer's own connection to the lighthouse: blocking calls around ``Requests``.
 
-One call at a time (a lock sees to it), from any thread. What goes wrong is said with the address, the variable it
-came from and the likely mistake.
+One call at a time (a lock sees to it), from any thread. What goes wrong is said with the address, the
+variable it came from and the likely mistake.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class LighthouseClient:
 
 def explain_unreachable(where: str, timeout_s: float) -> str:
     """Name the likely mistake, after one look at the address."""
-    address = where.split(" ")[0]
+    address = where.split(" ", 1)[0]
     host, _, port = address.rpartition(":")
     return f"no lighthouse answered at {where} within {timeout_s:g} s: {_probe(host.strip('[]'), int(port))}"
 

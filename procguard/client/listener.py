@@ -1,8 +1,9 @@
 """``python -m procguard.client.listener``: the listener process, started by its trainer and by nobody else.
 
-Immune to the trainer's GIL and to the signals that end a trainer: it has a session of its own and ignores INT,
-TERM and HUP, because its last duty comes after the trainer's end. It holds none of the trainer's standard
-streams. Its configuration comes over the link; its arguments say only which descriptors it was given.
+Immune to the trainer's GIL and to the signals that end a trainer: it has a session of its own and ignores
+INT, TERM and HUP, because its last duty comes after the trainer's end. It holds none of the trainer's
+standard streams. Its configuration comes over the link; its arguments say only which descriptors it was
+given.
 
 Imports zmq, msgpack and ProcGuard's own client rooms, nothing else: it must be there in 30 ms.
 """
@@ -16,7 +17,8 @@ import sys
 from collections.abc import Sequence
 
 from procguard.adapters.zmq import ZmqMemberTransport
-from procguard.client.link import Link, Said
+from procguard.client.link import Link
+from procguard.client.link_words import Said
 from procguard.client.loop import ListenerLoop
 from procguard.client.session import Session, Trainer
 from procguard.client.witness import Death, LifeLine, Witness

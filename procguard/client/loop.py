@@ -14,7 +14,8 @@ from typing import Protocol
 
 from procguard import codec
 from procguard.adapters.base import MemberTransport
-from procguard.client.link import FromTrainer, Link
+from procguard.client.link import Link
+from procguard.client.link_words import FromTrainer
 from procguard.client.session import (
     Died,
     Event,

@@ -99,8 +99,8 @@ class Manager:
         heartbeat_interval: accepted for torchft's sake; the lighthouse gives the interval to all.
         checkpoint_transport: None: ``HTTPTransport``.
         job_id: jobs on one lighthouse never see each other.
-        proactive_recovery: None: PROCGUARD_PROACTIVE_RECOVERY, or True. False spawns no listening process, and no
-            notice aborts anything: a survivor waits for its collective's own error or timeout.
+        proactive_recovery: None: PROCGUARD_PROACTIVE_RECOVERY, or True. False spawns no listening process,
+            and no notice aborts anything: a survivor waits for its collective's own error or timeout.
         progress_timeout: declare this replica failed when it computes for longer without a sign of progress.
 
     Raises:
@@ -108,7 +108,7 @@ class Manager:
         LighthouseUnreachable, LighthouseRejected: it could not join within ``connect_timeout``.
     """
 
-    def __init__(  # noqa: PLR0913  # torchft's signature
+    def __init__(
         self,
         pg: ProcessGroup,
         load_state_dict: Callable[[Any], None] | None,
@@ -353,6 +353,10 @@ class Manager:
     def replica_id(self) -> str:
         """The name of this replica."""
         return self._options.replica_id
+
+    def listening_pids(self) -> list[int]:
+        """Pids of this replica's listener processes: one, as a rule; none with proactive recovery off."""
+        return self._membership.listening_pids
 
     def errored(self) -> Exception | None:
         """What went wrong in this step, if anything did."""

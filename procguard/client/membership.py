@@ -18,7 +18,7 @@ from procguard.adapters.base import MemberTransport
 from procguard.client.companion import Companion, Hears
 from procguard.client.hosts import Host, ListenerThread
 from procguard.client.lighthouse_client import LighthouseClient
-from procguard.client.link import Enrol, InQuorum, LastWords
+from procguard.client.link_words import Enrol, InQuorum, LastWords
 from procguard.client.proc_stat import boot_id, read_stat
 from procguard.client.witness import LifeLine
 from procguard.messages import (

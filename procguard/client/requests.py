@@ -1,8 +1,9 @@
 """The trainer's part of a member's conversation: join, ask for a quorum, leave. Pure.
 
-Every request is repeated until it is answered, with a back-off: a reply can die in a connection that was cut though
-it had been sent. Repeating is safe, because a round asked again gets the same answer. What the lighthouse needs
-first (a Hello because it restarted, or because our incarnation is over) is done on the way, unasked.
+Every request is repeated until it is answered, with a back-off: a reply can die in a connection that was cut
+though it had been sent. Repeating is safe, because a round asked again gets the same answer. What the
+lighthouse needs first (a Hello because it restarted, or because our incarnation is over) is done on the way,
+unasked.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from math import inf
 from typing import Any, NamedTuple
 
-from procguard.client.link import (
+from procguard.client.link_words import (
     Enrol,
     Farewell,
     FromTrainer,

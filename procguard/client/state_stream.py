@@ -46,7 +46,7 @@ import msgpack
 
 from procguard.errors import CheckpointError, UnsupportedState
 
-CHUNK_BYTES = 4 << 20  # checksummed, then handed over: still in the cache, few system calls
+CHUNK_BYTES = 16 << 20  # checksummed and moved: few turns at the GIL, yet within a server's cache
 HEADER_BYTES_MAX = 64 << 20  # the structure without its buffers; bounds what unpacking it can allocate
 DEPTH_MAX = 64  # levels of nesting; deeper is a cycle, or a stream made to exhaust the stack
 
@@ -55,6 +55,7 @@ _PREAMBLE = struct.Struct(">8sQ")
 _CHECKSUM = struct.Struct(">I")
 _PATH_SEGMENTS_MAX = 12
 _NUMPY_DTYPE = re.compile(r"[<>|][biufcmMSU][0-9]{1,9}(\[[0-9a-zA-Z]{1,16}\])?")
+_TORCH_DTYPE = re.compile(r"(bool|u?int|b?float|complex)[0-9]*(_[0-9a-z]+)?")  # nothing quantized
 _NUMPY_KINDS = "biufcmMSU"  # not O (pointers), V (structured), T (variable width)
 _ALLOWED = (
     "None, bool, int, float, str, bytes, list, tuple, dict with str or int keys, "
@@ -92,8 +93,8 @@ def encode(state: Any) -> Encoded:
     header = msgpack.packb([structure, encoder.lengths], unicode_errors="surrogatepass")
     if len(header) > HEADER_BYTES_MAX:
         raise CheckpointError(
-            f"the state without its arrays takes {len(header)} bytes, and {HEADER_BYTES_MAX} is the most that "
-            "can be sent; hold long lists of numbers in a numpy array or tensor, long strings in bytes"
+            f"the state without its arrays takes {len(header)} bytes, more than {HEADER_BYTES_MAX}; "
+            "hold long lists of numbers in a numpy array or a torch tensor, long strings in bytes"
         )
     head = _PREAMBLE.pack(_MAGIC, len(header)) + header
     head += _CHECKSUM.pack(zlib.crc32(head))
@@ -131,9 +132,9 @@ class _Encoder:
         if value is None or kind in (bool, float, str):
             return value
         if kind is int:
-            return value if -(1 << 63) <= value < 1 << 64 else ["int", _int_bytes(value)]
+            return value if -(1 << 63) <= value < 1 << 64 else ["int", _digits(value)]
         if kind is bytes:
-            return self._buffer(["bytes"], len(value), partial(memoryview, value))
+            return self._buffer(["bytes"], len(value), lambda: memoryview(value))
         if kind in (list, tuple):
             return [kind.__name__, *(self._child(i, item) for i, item in enumerate(value))]
         if kind in (dict, OrderedDict):
@@ -141,8 +142,7 @@ class _Encoder:
         if kind is _loaded("numpy", "ndarray"):
             return self._ndarray(value)
         if isinstance(value, _loaded("numpy", "generic")):
-            array = sys.modules["numpy"].asarray(value)
-            return ["numpy_scalar", self._ndarray(array)]
+            return ["numpy_scalar", self._ndarray(sys.modules["numpy"].asarray(value))]
         if kind is _loaded("torch", "Tensor") or kind is _loaded("torch.nn", "Parameter"):
             return self._tensor(value)
         raise self._unsupported(f"object of type {kind.__module__}.{kind.__qualname__}")
@@ -221,7 +221,7 @@ class _Decoder:
             case ["ndarray", str(dtype), list(shape), bool(fortran)]:
                 return self._ndarray(dtype, shape, fortran)
             case ["numpy_scalar", ["ndarray", str(dtype), [], False]]:
-                return self._ndarray(dtype, [], False)[()]
+                return self._ndarray(dtype, [], False)[()]  # of no dimension: [()] is its one element
             case ["tensor", str(dtype), list(shape)]:
                 return self._tensor(dtype, shape)
         raise _malformed("unknown tag in the structure")
@@ -242,8 +242,11 @@ class _Decoder:
             yield key, self.node(value_node, depth)
 
     def _bytes(self) -> bytes:
-        # A BytesIO gives its buffer away without copying it (CPython); a bytearray could not.
-        target = io.BytesIO(bytes(self._next_length()))
+        length = self._next_length()
+        try:
+            target = io.BytesIO(bytes(length))  # gives its buffer away uncopied (CPython); no bytearray does
+        except MemoryError as error:
+            raise CheckpointError(f"no memory for {length} bytes of the state") from error
         with target.getbuffer() as view:
             self._fill(view)
         return target.getvalue()
@@ -265,7 +268,7 @@ class _Decoder:
         torch = _imported("torch")
         length = self._next_length()
         try:
-            dtype = getattr(torch, dtype_name, None)
+            dtype = vars(torch).get(dtype_name) if _TORCH_DTYPE.fullmatch(dtype_name) else None
             if not isinstance(dtype, torch.dtype) or dtype.itemsize * _element_count(shape) != length:
                 raise _malformed(f"torch tensor of dtype {dtype_name[:32]!r} in {length} bytes")
             tensor = torch.empty(shape, dtype=dtype, device="cpu")
@@ -328,7 +331,7 @@ def _ndarray_bytes(array: Any) -> memoryview:
     if array.nbytes == 0:
         return memoryview(b"")
     ordered = array.T if array.flags.f_contiguous else array
-    return memoryview(ordered.reshape(-1).view("u1"))  # reshape copies what is not contiguous
+    return memoryview(ordered.ravel().view("u1"))
 
 
 def _tensor_bytes(tensor: Any) -> memoryview:
@@ -336,7 +339,7 @@ def _tensor_bytes(tensor: Any) -> memoryview:
     because numpy knows no bfloat16."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().reshape(-1)
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return memoryview(plain.view(sys.modules["torch"].uint8).numpy())
 
 
@@ -346,7 +349,7 @@ def _element_count(shape: list[Any]) -> int:
     return math.prod(shape)
 
 
-def _int_bytes(value: int) -> bytes:
+def _digits(value: int) -> bytes:
     return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
 
 

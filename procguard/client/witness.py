@@ -144,12 +144,13 @@ class LifeLine:
     """
 
     def __init__(self) -> None:
-        self.memfd = _create_page()
+        self.memfd: int | None = None
         self.pidfd = _open_own_pidfd()
-        if self.memfd is None:
+        page = _create_page()
+        if page is None:
             self.board = SharedBoard(_Words())
             return
-        address = map_shared(self.memfd, PAGE_BYTES)
+        self.memfd, address = page
         words = _Words.from_address(address + MUTEX_BYTES)
         self.board = SharedBoard(words)
         words[_OWNER] = _hold_mutex(address)
@@ -167,13 +168,18 @@ class LifeLine:
         self.memfd = self.pidfd = None
 
 
-def _create_page() -> int | None:
+def _create_page() -> tuple[int, int] | None:
+    """A page of zeros to share: its descriptor, and the address where it is mapped for good."""
     try:
         memfd = os.memfd_create("procguard-life-line")
     except (AttributeError, OSError):  # not Linux, or a sandbox forbids it
         return None
-    os.ftruncate(memfd, PAGE_BYTES)
-    return memfd
+    try:
+        os.ftruncate(memfd, PAGE_BYTES)
+        return memfd, map_shared(memfd, PAGE_BYTES)
+    except OSError:  # out of memory or of mappings
+        os.close(memfd)
+        return None
 
 
 def _open_own_pidfd() -> int | None:
@@ -244,7 +250,7 @@ class Witness:
                 status = self._exit_status_of(self._entry.stat())
                 return TrainerState(stat.letter, True, _death_of_dump(status))
         except ProcessLookupError:
-            return TrainerState(_LETTER_GONE, death=Death.of_exit_status(reaped_exit_status(self._pidfd)))
+            return self._gone()
         if released and self._owner == _OWNED_BY_LEADER:
             return TrainerState(stat.letter, death=Death(exec=True))
         if released:
@@ -257,9 +263,10 @@ class Witness:
     def _ask_pidfd(self) -> TrainerState:
         poller = select.poll()
         poller.register(self._pidfd, select.POLLIN)
-        if poller.poll(0):
-            return TrainerState(_LETTER_GONE, death=Death.of_exit_status(reaped_exit_status(self._pidfd)))
-        return TrainerState(_LETTER_UNKNOWN)
+        return self._gone() if poller.poll(0) else TrainerState(_LETTER_UNKNOWN)
+
+    def _gone(self) -> TrainerState:
+        return TrainerState(_LETTER_GONE, death=Death.of_exit_status(reaped_exit_status(self._pidfd)))
 
     def _forget_mutex(self) -> None:
         self._released = False
@@ -284,7 +291,7 @@ class Witness:
         threading.Thread(target=self._wait_for_owner, args=waiting, name="witness", daemon=True).start()
 
     def _wait_for_owner(self, mutex: RobustMutex, wake_fd: int, entry: ProcEntry) -> None:
-        """The witness thread: block until the mutex is released, then wake the loop."""
+        """The witness thread: block until the mutex is released, wake the loop, end."""
         try:
             mutex.wait_for_owner()
         except OSError as error:

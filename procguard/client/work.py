@@ -1,7 +1,7 @@
 """Collectives as the train loop sees them: they end, and they never raise.
 
-An error inside a step is the Manager's to know (``should_commit`` says False), not something that each train loop
-has to catch around each gradient. A failed operation leaves the buffers as they were.
+An error inside a step is the Manager's to know (``should_commit`` says False), not something that each train
+loop has to catch around each gradient. A failed operation leaves the buffers as they were.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def scaled(buffers: Sequence[Any], divisor: int) -> None:
     """Divide in place; works for arrays and tensors alike."""
     if divisor > 1:
         for buffer in buffers:
-            buffer /= divisor
+            buffer /= divisor  # noqa: PLW2901  # in place
 
 
 def zeroed(buffers: Sequence[Any]) -> None:

@@ -36,7 +36,7 @@ class Worker:
             job, future = entry
             try:
                 job()
-            except BaseException as error:  # whatever it is belongs to the one who waits for the future
+            except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the one who waits for the future
                 future.set_exception(error)
             else:
                 future.set_result(None)

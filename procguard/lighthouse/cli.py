@@ -29,7 +29,7 @@ from procguard.lighthouse.roster import Options
 from procguard.lighthouse.service import Service
 from procguard.messages import Settings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("procguard.lighthouse")  # under python -m, __name__ is another
 
 
 class _CannotStart(click.ClickException):

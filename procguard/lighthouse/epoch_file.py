@@ -126,13 +126,14 @@ class EpochFile:
             stored = json.loads(content) if len(content) <= FILE_BYTES_MAX else None
         except (ValueError, RecursionError):
             return None
-        version = stored.get("version") if isinstance(stored, dict) else None
-        if type(version) is int and version > VERSION:
+        if not isinstance(stored, dict) or type(version := stored.get("version")) is not int:
+            return None
+        if version > VERSION:
             raise StateError(
                 f"{self.path}: written by a newer ProcGuard (version {version} of the file, this one knows "
                 f"{VERSION}); start that one, or give this one another --state-dir"
             )
-        epoch = stored.get("epoch") if version == VERSION and type(version) is int else None
+        epoch = stored.get("epoch") if version == VERSION else None
         # The greatest epoch has no next one: only a damaged file, or a lying peer, brings us there.
         return epoch if type(epoch) is int and 0 < epoch < EPOCH_MAX else None
 

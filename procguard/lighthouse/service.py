@@ -152,7 +152,7 @@ class Service:
             self._step(TopicLost(inbound.topic), now)
         elif type(inbound) is HandshakeFailed:
             self._counters["failed handshakes"] += 1
-            self._stranger.say(now, inbound.text)
+            self._stranger.say(now, f"Handshake failed: {inbound.text}")
 
     def _step(self, event: Event, now: float) -> None:
         try:

@@ -41,8 +41,9 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self.errors: Queue[str] = Queue()
-        self.output: Queue[str] = Queue()
+        self.errors: Queue[str | None] = Queue()
+        """Lines as they come; None at the end."""
+        self.output: Queue[str | None] = Queue()
         self.seen: list[str] = []
         streams = [(self._process.stderr, self.errors), (self._process.stdout, self.output)]
         self._readers = [threading.Thread(target=self._read, args=pair) for pair in streams]
@@ -50,16 +51,16 @@ class Running:
             reader.start()
 
     @staticmethod
-    def _read(stream: Any, lines: Queue[str]) -> None:
+    def _read(stream: Any, lines: Queue[str | None]) -> None:
         for line in stream:
             lines.put(line.rstrip("\n"))
-        lines.put("")
+        lines.put(None)
 
     def error_line(self, part: str) -> str:
         """The next line on stderr that holds ``part``."""
         while True:
             line = self.errors.get(timeout=DEADLINE_S)
-            assert line, f"it ended without saying {part!r}, but: {self.seen}"
+            assert line is not None, f"it ended without saying {part!r}, but: {self.seen}"
             self.seen.append(line)
             if part in line:
                 return line
@@ -75,7 +76,7 @@ class Running:
     def rest_of_errors(self) -> str:
         """All that it still says on stderr until it ends."""
         self.exit_code()
-        return "\n".join(iter(self.errors.get, ""))
+        return "\n".join(iter(self.errors.get, None))
 
     def __enter__(self) -> Running:
         return self
@@ -94,9 +95,8 @@ class Lighthouse(Running):
     """``procguard-lighthouse``, logging JSON, on a port of the kernel's choice if none is given."""
 
     def __init__(self, *flags: str, environ: Mapping[str, str] | None = None) -> None:
+        assert "--port" in "".join(flags), "say --port=0 or another: the default one may be in use here"
         super().__init__("procguard.lighthouse.cli", "--log-format=json", *flags, environ=environ)
-        if "--port" not in "".join(flags):
-            raise AssertionError("say --port=0 or another: the default one may be in use here")
 
     def __enter__(self) -> Lighthouse:
         return self

@@ -10,10 +10,10 @@ is the plot::
     story.kill("b")
     story.expect_notice("b", CauseKind.PROCESS_EXIT)
 
-While time advances, everyone beats who has not been silenced, and comes back by itself to a lighthouse that
-has forgotten it. A name is a replica id, ``"other:a"`` one of another job; where a name has had several
-processes it means the last that was let in. Each verb is one batch of the lighthouse's inbox, unless it is said
-within ``with story.one_batch():``.
+While time advances, everyone beats who has not been silenced, and comes back by itself to a lighthouse
+that has forgotten it. A name is a replica id, ``"other:a"`` one of another job; where a name has had several
+processes it means the last that was let in. Each verb is one batch of the lighthouse's inbox, unless it is
+said within ``with story.one_batch():``.
 """
 
 from __future__ import annotations

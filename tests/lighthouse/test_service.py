@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from procguard.adapters.base import Frame, HandshakeFailed, Inbound, Subscribed, Unsubscribed
+from procguard.adapters.memory import MemoryNetwork
 from procguard.codec import decode, encode
 from procguard.errors import StateError
 from procguard.lighthouse.core import Core
@@ -41,7 +42,7 @@ EPOCH = 1_000
 INTERVAL_S, TIMEOUT_S = 0.1, 1.0
 SETTINGS = Settings(INTERVAL_S, TIMEOUT_S, 5.0, 0.3, 60.0)
 OPTIONS = Options(SETTINGS, min_replicas=1, notice_port=29511, restarted=False)
-DRAIN_COST_S = 0.004
+DRAIN_COST_S = 0.02
 
 
 class Clock:
@@ -391,3 +392,28 @@ def test_a_bug_of_ours_costs_one_event_and_is_told_in_full(caplog: pytest.LogCap
 def test_it_runs_until_it_is_told_to_stop(lighthouse: Lighthouse) -> None:
     lighthouse.service.run(stop=lambda: len(lighthouse.wire.waits) == 3)
     assert len(lighthouse.wire.waits) == 3
+
+
+def test_members_hear_through_a_network_what_became_of_each_other() -> None:
+    lighthouse, network = Lighthouse(), MemoryNetwork()
+    lighthouse.service = Service(
+        lighthouse.core, network.lighthouse(), lighthouse.persist, lighthouse.clock, lighthouse.pause
+    )
+    members = {name: network.member() for name in "ab"}
+    beats: dict[str, bytes] = {}
+    for name, member in members.items():
+        topic = listener_topic(name.encode() * 8)
+        member.listen(29511, [notice_topic("train"), topic])
+        member.send(encode(hello(name, topic)))
+        lighthouse.turn()
+        (welcome,) = map(decode, member.receive(10))
+        assert isinstance(welcome, Welcome)
+        beats[name] = encode(beat(name, welcome.incarnation))
+    network.cut(members["a"])
+    for _ in range(10):
+        members["b"].send(beats["b"])
+        lighthouse.turn()
+        lighthouse.clock.sleep(INTERVAL_S / 2)
+    heard = [decode(frame.partition(b"\0")[2]) for frame in members["b"].notices(100)]
+    (notice,) = [notice for batch in heard if isinstance(batch, NoticeBatch) for notice in batch.notices]
+    assert (notice.replica_id, notice.cause.kind) == ("a", CauseKind.CONNECTION_LOST)

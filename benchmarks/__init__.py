@@ -1,0 +1,1 @@
+"""Measures what ProcGuard promises, beside the floor, in one run: ``python -m benchmarks.NAME``."""
