@@ -137,7 +137,7 @@ class Worker:
                 except CollectiveError as error:
                     assert quorum is not None
                     quorum.end(error)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 (the waiting callers are told)
                     # A defect, or no memory: whoever waits hears of it, and the next quorum gets a chance.
                     _log.exception("the I/O thread of a process group failed")
                     if quorum is not None:

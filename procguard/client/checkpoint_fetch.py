@@ -9,8 +9,10 @@ One attempt, no retries: whether to ask again, and whom, is the Manager's to say
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
+import select
 import socket
 import threading
 import time
@@ -44,11 +46,11 @@ class CheckpointFetch:
 
     def run(self) -> Any:
         try:
-            with self._connect() as sock:
-                try:
-                    return self._get(sock)
-                finally:
-                    self._let_go()
+            sock = self._connect()
+            try:
+                return self._get(sock)
+            finally:
+                self._let_go(sock)
         except (OSError, http.client.HTTPException, UnicodeError, CheckpointError) as error:
             raise self._failure(error) from error
 
@@ -56,7 +58,7 @@ class CheckpointFetch:
         with self._lock:
             self._aborted = True
             if self._socket is not None:
-                with suppress(OSError):  # not connected yet: _connect looks at the flag
+                with suppress(OSError):  # the source has ended the connection already
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def close_inherited(self) -> None:
@@ -71,27 +73,30 @@ class CheckpointFetch:
         for family, kind, protocol, _, address in socket.getaddrinfo(
             self._host, self._port, type=socket.SOCK_STREAM
         ):
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0 or self._aborted:
-                break
             self._tried.append(str(address[0]))
-            self._socket = socket.socket(family, kind, protocol)
+            sock = socket.socket(family, kind, protocol)
             try:
-                self._socket.settimeout(remaining_s)
-                self._socket.connect(address)
-                if self._aborted:
-                    raise ConnectionAbortedError
-                return self._socket
+                self._begin_connecting(sock, address)
+                _finish_connecting(sock, deadline - time.monotonic())
+                return sock
             except OSError as error:
                 failure = error
-                self._let_go()
+                self._let_go(sock)
         raise failure
 
-    def _let_go(self) -> None:
+    def _begin_connecting(self, sock: socket.socket, address: Any) -> None:
+        # Under the lock, so that abort finds either no attempt yet or one that it can end.
         with self._lock:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+            if self._aborted:
+                raise ConnectionAbortedError
+            self._socket = sock
+            sock.setblocking(False)
+            _raise_if(sock.connect_ex(address), but=errno.EINPROGRESS)
+
+    def _let_go(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._socket = None
+            sock.close()
 
     def _get(self, sock: socket.socket) -> Any:
         sock.settimeout(self._timeout_s)
@@ -139,6 +144,19 @@ def _parse(metadata: str) -> tuple[str, int, str]:
             "do all replicas use the same checkpoint transport?"
         )
     return host, port, url.path
+
+
+def _finish_connecting(sock: socket.socket, timeout_s: float) -> None:
+    waiting = select.poll()
+    waiting.register(sock, select.POLLOUT)
+    if not waiting.poll(max(0.0, timeout_s) * 1000):
+        raise TimeoutError
+    _raise_if(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+
+def _raise_if(error_number: int, but: int = 0) -> None:
+    if error_number not in (0, but):
+        raise OSError(error_number, os.strerror(error_number))
 
 
 def _bracketed(host: str) -> str:

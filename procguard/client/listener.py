@@ -39,12 +39,12 @@ class WitnessWatch:
 
     def look(self) -> tuple[Trainer, Cause | None]:
         death = self._witness.verdict()
-        state = self._witness.look()
-        board = self._witness.board.read() if self._witness.board else None
-        trainer = Trainer(stopped=state.letter == "T")
-        if board is not None:
-            phase = _PHASES.get(board.phase, Phase.STARTING)
-            trainer = Trainer(phase, board.progress, board.step, trainer.stopped)
+        stopped = death is None and self._witness.look().letter == "T"
+        if self._witness.board is None:
+            trainer = Trainer(stopped=stopped)
+        else:
+            board = self._witness.board.read()
+            trainer = Trainer(_PHASES.get(board.phase, Phase.STARTING), board.progress, board.step, stopped)
         return trainer, cause_of(death) if death else None
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,8 @@ SHORT = timedelta(seconds=0.3)  # is waited for, where running out of time is wh
 DEADLINE_S = 60.0
 
 STATE = {"w": np.arange(1000, dtype=np.float32), "step": 7, "lr": 0.5}
-# More than the kernel buffers between two sockets, so that its sender waits for a receiver that does not read.
+# More than the kernel buffers between two sockets: its sender waits for a receiver that does not read.
+BODY = b"".join(encode(STATE).parts())
 LARGE = {"w": np.zeros(48 << 20, np.uint8)}
 
 
@@ -73,6 +74,12 @@ def until(condition: Callable[[], Any]) -> None:
 
 def token_of(url: str) -> str:
     return url.rpartition("/")[2]
+
+
+def refusal(url: str, step: int, wait_s: float) -> tuple[int, str]:
+    with SlowReceiver(url, step, wait_s) as receiver:
+        response = receiver.begin()
+        return response.status, response.read().decode()
 
 
 def connected(url: str) -> socket.socket:
@@ -123,8 +130,7 @@ class FakeSource:
     def _serve(self) -> None:
         connection, _ = self._listening.accept()
         with connection:
-            while b"\r\n\r\n" not in connection.recv(4096):
-                pass
+            self.request = connection.recv(4096)
             connection.sendall(self.answer)
             self.asked.set()
             if not self.closes:
@@ -214,7 +220,15 @@ def test_where_a_source_can_be_reached(transport: Callable[..., HTTPTransport]) 
     assert urllib.parse.urlsplit(told.metadata()).hostname == "trainer-0.example"
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 on this machine")
 def test_a_state_is_fetched_over_ipv6(
     transport: Callable[..., HTTPTransport], healing: HTTPTransport
 ) -> None:
@@ -243,12 +257,16 @@ def test_a_wrong_step_is_refused_naming_both(source: HTTPTransport, healing: HTT
         healing.recv_checkpoint(0, url, 6, LONG)
 
 
-def test_a_source_with_nothing_to_serve_says_so_in_time(
-    source: HTTPTransport, healing: HTTPTransport
-) -> None:
-    url = source.metadata()
-    with pytest.raises(CheckpointError, match="503.*no state to serve within 0.27 s"):
-        healing.recv_checkpoint(0, url, 7, SHORT)
+def test_a_source_with_nothing_to_serve_says_so_in_time(source: HTTPTransport) -> None:
+    said = "the source had no state to serve within 0.05 s"
+    assert refusal(source.metadata(), 7, wait_s=0.05) == (503, said)
+
+
+def test_the_source_is_told_to_answer_before_the_receiver_gives_up(healing: HTTPTransport) -> None:
+    with FakeSource(b"", closes=True) as fake:
+        with pytest.raises(CheckpointError):
+            healing.recv_checkpoint(0, fake.url, 7, LONG)
+        assert b"ProcGuard-Step: 7\r\nProcGuard-Wait: 54.000\r\n" in fake.request
 
 
 def test_an_error_says_who_where_what_and_keeps_the_secret(
@@ -287,7 +305,7 @@ def test_metadata_of_another_kind_is_named(healing: HTTPTransport, metadata: str
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70, "ż" * 70])
+@pytest.mark.parametrize("host", ["a" * 70, "ż" * 70])
 def test_a_host_that_is_none_is_named(healing: HTTPTransport, host: str) -> None:
     with pytest.raises(CheckpointError, match="tried no address"):
         healing.recv_checkpoint(0, f"http://{host}:1/checkpoint/t", 7, LONG)
@@ -349,9 +367,9 @@ def test_connections_are_bounded(
     monkeypatch.setattr(checkpoint_source, "CONNECTION_COUNT_MAX", 2)
     url = source.metadata()
     source.send_checkpoint([1], 7, STATE, LONG)
-    with connected(url), connected(url):
-        with pytest.raises(CheckpointError, match=r"503|reset|Remote end closed"):
-            healing.recv_checkpoint(0, url, 7, LONG)
+    refusal = pytest.raises(CheckpointError, match=r"503|reset|Remote end closed|Broken pipe")
+    with connected(url), connected(url), refusal:
+        healing.recv_checkpoint(0, url, 7, LONG)
     until(lambda: not source._source._server.connections)
     assert_equal(healing.recv_checkpoint(0, url, 7, LONG), STATE)
 
@@ -367,19 +385,17 @@ def test_disallow_waits_for_the_transfer_that_runs(
     with SlowReceiver(url, 7) as receiver:
         response = receiver.begin()
         disallowed = beside(source.disallow_checkpoint)
-        with pytest.raises(TimeoutError):
-            disallowed.result(0.1)
+        assert wait([disallowed], 0.1).not_done
         body = response.read()
         disallowed.result(DEADLINE_S)
     assert body == b"".join(encode(LARGE).parts())
 
 
-def test_after_disallow_nothing_is_served(source: HTTPTransport, healing: HTTPTransport) -> None:
+def test_after_disallow_nothing_is_served(source: HTTPTransport) -> None:
     url = source.metadata()
     source.send_checkpoint([1], 7, STATE, LONG)
     source.disallow_checkpoint()
-    with pytest.raises(CheckpointError, match="503"):
-        healing.recv_checkpoint(0, url, 7, SHORT)
+    assert refusal(url, 7, wait_s=0.05)[0] == 503
 
 
 def test_a_receiver_that_takes_too_long_is_cut_and_cannot_mistake_it(
@@ -405,14 +421,41 @@ def test_a_receiver_that_stalls_is_cut(source: HTTPTransport) -> None:
             response.read()
 
 
-def test_a_change_while_it_is_sent_is_detected(source: HTTPTransport, healing: HTTPTransport) -> None:
-    """By the checksum, though it cannot catch all of them: that is what ``disallow_checkpoint`` is for."""
-    stream = bytearray(b"".join(encode(STATE).parts()))
+def test_a_receiver_gets_one_step_or_an_error_never_a_mixture(
+    source: HTTPTransport, transport: Callable[..., HTTPTransport], beside: Callable[..., Future[Any]]
+) -> None:
+    weights = [np.zeros(1 << 20, np.int64), np.zeros(7, np.int64)]
+    newest = {"round": (source.metadata(), 0)}
+    ended = threading.Event()
+
+    def heal_until_the_end() -> int:
+        receiver, healed_count = transport(), 0
+        while not ended.is_set():
+            url, step = newest["round"]
+            with contextlib.suppress(CheckpointError):
+                received = receiver.recv_checkpoint(0, url, step, LONG)
+                assert all((array == step).all() for array in received)
+                healed_count += 1
+        return healed_count
+
+    healing = [beside(heal_until_the_end) for _ in range(2)]
+    for step in range(10):
+        source.send_checkpoint([1, 2], step, weights, LONG)
+        until(lambda: source._source._sending or any(receiver.done() for receiver in healing))
+        source.disallow_checkpoint()
+        for array in weights:
+            array[:] = step + 1
+        newest["round"] = (source.metadata(), step + 1)
+    ended.set()
+    source.shutdown(wait=False)
+    assert sum(receiver.result(DEADLINE_S) for receiver in healing) >= 10
+
+
+def test_a_corrupted_state_is_not_handed_over(healing: HTTPTransport) -> None:
+    stream = bytearray(BODY)
     stream[-100] ^= 1
-    with (
-        FakeSource(answer(bytes(stream))) as fake,
-        pytest.raises(CheckpointError, match="checksum of buffer 0"),
-    ):
+    corrupted = pytest.raises(CheckpointError, match="checksum of buffer 0")
+    with FakeSource(answer(bytes(stream))) as fake, corrupted:
         healing.recv_checkpoint(0, fake.url, 7, LONG)
 
 
@@ -422,11 +465,8 @@ def test_a_change_while_it_is_sent_is_detected(source: HTTPTransport, healing: H
 def test_a_dead_source_is_an_error_at_once(healing: HTTPTransport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
-    with pytest.raises(CheckpointError, match="refused.*tried 127.0.0.1; received 0 bytes"):
+    with pytest.raises(CheckpointError, match=r"refused.*tried 127.0.0.1; received 0 bytes"):
         healing.recv_checkpoint(0, f"http://127.0.0.1:{port}/checkpoint/t", 7, LONG)
-
-
-BODY = b"".join(encode(STATE).parts())
 
 
 @pytest.mark.parametrize(
@@ -434,10 +474,10 @@ BODY = b"".join(encode(STATE).parts())
     [
         (b"", False, "no progress for 0.3 s"),
         (b"HTTP/1.1 2", False, "no progress for 0.3 s"),
-        (answer(BODY[:2000], len(BODY)), False, r"no progress for 0.3 s .*received \d{2,} bytes"),
+        (answer(BODY[:2000], len(BODY)), False, "no progress for 0.3 s"),
         (b"", True, "Remote end closed connection"),
-        (answer(BODY[:2000], len(BODY)), True, "ended in the middle of the state"),
-        (answer(b"", 1 << 60), False, "more than the"),
+        (answer(BODY[:2000], len(BODY)), True, r"ended in the middle of the state .*received 2000 bytes"),
+        (answer(b"", 1 << 60), True, "more than the"),
         (answer(b""), True, "ended in the middle"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + BODY, True, "does not say how long"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n" + BODY, True, "does not say how long"),
@@ -449,7 +489,7 @@ BODY = b"".join(encode(STATE).parts())
     ],
 )
 def test_a_failing_source_is_an_error(healing: HTTPTransport, reply: bytes, closes: bool, said: str) -> None:
-    timeout = LONG if closes or b"Content-Length: 1152" in reply else SHORT
+    timeout = LONG if closes else SHORT
     with FakeSource(reply, closes) as fake, pytest.raises(CheckpointError, match=said) as caught:
         healing.recv_checkpoint(0, fake.url, 7, timeout)
     assert "secret" not in str(caught.value)
@@ -458,17 +498,13 @@ def test_a_failing_source_is_an_error(healing: HTTPTransport, reply: bytes, clos
 # --- abort ---
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [b"", answer(BODY[:2000], len(BODY)), answer(BODY[:2000], 100)],
-    ids=["unanswered", "midway", "broken"],
-)
+@pytest.mark.parametrize("reply", [b"", answer(BODY[:2000], len(BODY))], ids=["unanswered", "midway"])
 def test_abort_ends_a_fetch(healing: HTTPTransport, beside: Callable[..., Future[Any]], reply: bytes) -> None:
     with FakeSource(reply) as fake:
         fetch = beside(healing.recv_checkpoint, 2, fake.url, 7, LONG)
         fake.asked.wait(DEADLINE_S)
         healing.abort()
-        with pytest.raises(CheckpointError, match=r"aborted|malformed|do not add up"):
+        with pytest.raises(CheckpointError, match="aborted: fetching step 7 from replica rank 2"):
             fetch.result(DEADLINE_S)
 
 
@@ -503,9 +539,7 @@ def test_abort_holds_until_the_next_round(source: HTTPTransport, healing: HTTPTr
     assert_equal(healing.recv_checkpoint(0, url, 7, LONG), STATE)
 
 
-def test_abort_cuts_what_is_being_sent_and_withdraws_it(
-    source: HTTPTransport, healing: HTTPTransport
-) -> None:
+def test_abort_cuts_what_is_being_sent_and_withdraws_it(source: HTTPTransport) -> None:
     url = source.metadata()
     source.send_checkpoint([1], 7, LARGE, LONG)
     with SlowReceiver(url, 7) as receiver:
@@ -513,8 +547,7 @@ def test_abort_cuts_what_is_being_sent_and_withdraws_it(
         source.abort()
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
-    with pytest.raises(CheckpointError, match="503"):
-        healing.recv_checkpoint(0, url, 7, SHORT)
+    assert refusal(url, 7, wait_s=0.05)[0] == 503
 
 
 def test_abort_answers_who_is_held(source: HTTPTransport) -> None:
@@ -557,8 +590,8 @@ def test_shutdown_frees_the_port_and_ends_everything(transport: Callable[..., HT
     source = transport()
     url = source.metadata()
     source.send_checkpoint([1], 7, STATE, LONG)
-    for wait in (True, False, True):
-        source.shutdown(wait)
+    for waiting in (True, False, True):
+        source.shutdown(waiting)
     source.abort()
     source.disallow_checkpoint()
     for use in (
@@ -577,8 +610,7 @@ def test_shutdown_lets_a_transfer_finish(source: HTTPTransport, beside: Callable
     with SlowReceiver(url, 7) as receiver:
         response = receiver.begin()
         ended = beside(source.shutdown)
-        with pytest.raises(TimeoutError):
-            ended.result(0.1)
+        assert wait([ended], 0.1).not_done
         assert len(response.read()) == encode(LARGE).length_bytes
         ended.result(DEADLINE_S)
 
@@ -612,10 +644,13 @@ def test_a_forked_child_has_no_part_in_it(
         parent_gone, parent_says = os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(parent_says)
-            os.write(child_says, b"ok" if is_inert(source) else b"no")
-            os.read(parent_gone, 1)
-            os._exit(0)
+            try:
+                os.close(parent_says)
+                os.write(child_says, b"ok" if is_inert(source) else b"no")
+                os.read(parent_gone, 1)
+            finally:
+                os._exit(0)
+        os.close(child_says)
         try:
             assert os.read(child_done, 2) == b"ok"
             assert len(response.read()) == encode(LARGE).length_bytes
@@ -627,7 +662,7 @@ def test_a_forked_child_has_no_part_in_it(
         finally:
             os.close(parent_says)
             os.waitpid(child, 0)
-            for pipe_end in (child_done, child_says, parent_gone):
+            for pipe_end in (child_done, parent_gone):
                 os.close(pipe_end)
 
 
@@ -635,8 +670,6 @@ def is_inert(inherited: HTTPTransport) -> bool:
     inherited.abort()
     inherited.disallow_checkpoint()
     inherited.shutdown()
-    try:
+    with pytest.raises(CheckpointError, match="inherited by a fork"):
         inherited.metadata()
-    except CheckpointError:
-        return not inherited._source._server.connections
-    return False
+    return inherited._source._server.socket.fileno() == -1

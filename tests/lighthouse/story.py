@@ -145,6 +145,7 @@ class Person:
             self.asks = None
         elif isinstance(message, Rejoin) and message.incarnation == self.incarnation:
             self.beating = False
+            self.asks = None
 
 
 class Story:
@@ -271,8 +272,9 @@ class Story:
         for who in people:
             person = self.person(who)
             self.tell(TopicHeld(person.topic))
-            person.beating = True
+            heard = len(person.inbox)
             self.say(person.listener, person.hello(claim=True, topic=True))
+            person.beating = any(isinstance(message, Welcome) for message in person.inbox[heard:])
             if person.beating:
                 self.beat(person)
 

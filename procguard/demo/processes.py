@@ -1,0 +1,182 @@
+"""The processes of a run: a lighthouse, the replicas, their logs and journals; and that none of them outlives it.
+
+All of them carry the run's mark, by which ``close`` (or the keeper, if the demo is killed) finds them. They run in
+sessions of their own, so that a Ctrl-C in the terminal is the demo's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from procguard.demo.journal import Entry, parse
+from procguard.demo.keeper import MARK, sweep
+
+STEP_TIME_MS = 20
+COLLECTIVE_TIMEOUT_S = 5
+STEPS_MAX = 1_000_000
+"""The demo asks the replicas to end long before."""
+KEEPER_TIMEOUT_S = 10.0
+LOG_LINES_SHOWN = 5
+STEERING = ("PROCGUARD_", "TORCHFT_", "REPLICA_", "NUM_REPLICA_", "TORCHELASTIC_", "MASTER_", "RANK", "WORLD_SIZE")
+"""Variables that begin like this are left behind: the user's own settings must not change the demo."""
+
+
+class Exit(NamedTuple):
+    """A process has ended."""
+
+    name: str
+    code: int
+    """Negative: by this signal."""
+    last_words: str
+
+
+class Life:
+    """One process of a replica, and what it writes."""
+
+    def __init__(self, replica_id: str, process: subprocess.Popen[bytes], log: Path, journal: Path) -> None:
+        self.replica_id = replica_id
+        self.process = process
+        self.log = log
+        self.killed = False
+        self._journal = journal.open("rb")
+        self._unread = b""
+
+    def entries(self) -> Iterator[Entry]:
+        """What it wrote since the last call."""
+        *lines, self._unread = (self._unread + self._journal.read()).split(b"\n")
+        for line in lines:
+            yield parse(self.replica_id, line.decode())
+
+    def close(self) -> None:
+        self.process.wait()
+        self._journal.close()
+
+
+class Processes:
+    """Starts everything in ``folder``; use as a context manager."""
+
+    def __init__(self, folder: Path, *, proactive: bool, seed: int) -> None:
+        self.folder = folder
+        self._proactive = proactive
+        self._seed = seed
+        self._environ = _environment(folder)
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-m", "procguard.demo.keeper", str(folder)],
+            stdin=subprocess.PIPE,
+            cwd=folder,
+            env={name: value for name, value in self._environ.items() if name != MARK},
+            start_new_session=True,
+        )
+        self.lives: list[Life] = []
+        self._lighthouse = self._start(
+            ["procguard.lighthouse.cli", "--port=0", "--log-format=json"], self._lighthouse_log, {}
+        )
+
+    @property
+    def _lighthouse_log(self) -> Path:
+        return self.folder / "lighthouse.log"
+
+    def lighthouse_address(self) -> str | None:
+        """Where it listens; None until it does."""
+        for line in self._lighthouse_log.read_text().splitlines():
+            if line.startswith("{") and "address" in (said := json.loads(line)):
+                return str(said["address"])
+        return None
+
+    def start_replica(self, replica_id: str, address: str) -> Life:
+        """Start a process for this replica, its first or a new one."""
+        number = sum(life.replica_id == replica_id for life in self.lives) + 1
+        name = f"replica-{replica_id}-process-{number}"
+        journal = self.folder / f"{name}.jsonl"
+        journal.touch()
+        options = {
+            "steps": STEPS_MAX,
+            "step-time-ms": STEP_TIME_MS,
+            "timeout": COLLECTIVE_TIMEOUT_S,
+            "seed": self._seed + len(self.lives),
+            "journal": journal,
+        }
+        environ = {
+            "PROCGUARD_LIGHTHOUSE": address,
+            "PROCGUARD_PROACTIVE_RECOVERY": str(int(self._proactive)),
+            "REPLICA_GROUP_ID": replica_id,
+        }
+        command = ["procguard.demo.train_digits", *(f"--{key}={value}" for key, value in options.items())]
+        log = self.folder / f"{name}.log"
+        life = Life(replica_id, self._start(command, log, environ), log, journal)
+        self.lives.append(life)
+        return life
+
+    def life(self, replica_id: str) -> Life:
+        """The present process of a replica."""
+        return next(life for life in reversed(self.lives) if life.replica_id == replica_id)
+
+    def send(self, replica_id: str, number: signal.Signals) -> float:
+        """Send a signal; the time right before."""
+        life = self.life(replica_id)
+        life.killed = number is signal.SIGKILL
+        at = time.monotonic()
+        os.kill(life.process.pid, number)
+        return at
+
+    def entries(self) -> list[Entry]:
+        """What all replicas wrote since the last call, by time."""
+        return sorted((entry for life in self.lives for entry in life.entries()), key=lambda entry: entry.at)
+
+    def unexpected_exit(self) -> Exit | None:
+        """A process that has ended and should not have; with 0, a replica may end."""
+        if (code := self._lighthouse.poll()) is not None:
+            return Exit("the lighthouse", code, _last_words(self._lighthouse_log))
+        for life in self.lives:
+            code = life.process.poll()
+            if code and not life.killed:
+                name = f"replica {life.replica_id} (pid {life.process.pid})"
+                return Exit(name, code, _last_words(life.log))
+        return None
+
+    def close(self) -> None:
+        """End all that still runs."""
+        sweep(str(self.folder))
+        self._lighthouse.wait()
+        for life in self.lives:
+            life.close()
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait(KEEPER_TIMEOUT_S)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self, command: Sequence[str], log: Path, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**self._environ, **environ},
+                start_new_session=True,
+            )
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """What all processes of a run share: they find the modules that the demo finds, and compute in one thread."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
+    search = os.pathsep.join(map(os.path.abspath, sys.path))
+    return {**inherited, MARK: str(folder), "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
+
+
+def _last_words(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])

@@ -1,0 +1,604 @@
+"""The life of a member, told to the core: each row of the design's table, leases, identity, the end."""
+
+from __future__ import annotations
+
+import pytest
+
+from procguard.lighthouse import roster
+from procguard.lighthouse.events import LoopStalled, Received, TopicHeld, TopicLost
+from procguard.messages import (
+    KIND_OF,
+    Ack,
+    Beacon,
+    Cause,
+    CauseKind,
+    Claim,
+    Heartbeat,
+    HelloWanted,
+    Incarnation,
+    Leave,
+    MemberState,
+    Obituary,
+    Phase,
+    Process,
+    QuorumFormed,
+    QuorumRequest,
+    Rejected,
+    Rejection,
+    Rejoin,
+    Resync,
+    Welcome,
+)
+from tests.lighthouse.story import EPOCH, SETTINGS, Story, participant
+
+ALIVE, SUSPECT, FAILED, LEFT = MemberState
+NO_PROCESS = Process("", "", 0, 0)
+
+
+class TestHello:
+    def test_a_newcomer_is_welcome(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello())
+        assert story.expect(a, Welcome) == (EPOCH, Incarnation(EPOCH, 1), 29511, 0, SETTINGS)
+        assert story.core.snapshot("train", 0.0).jobs[0].members[0].state is ALIVE
+
+    def test_every_life_has_its_own_number(self) -> None:
+        story = Story()
+        story.join("a", "b", "other:a")
+        first = {name: story.person(name).incarnation for name in story.people}
+        story.kill("a")
+        story.join("a")
+        assert len({*first.values(), story.person("a").incarnation}) == 4
+        assert story.person("a").incarnation > first["a"]
+
+    def test_a_repeated_hello_of_the_same_process_changes_nothing(self) -> None:
+        story = Story()
+        a = story.join("a")
+        incarnation = a.incarnation
+        story.rejoin("a")
+        assert a.incarnation == incarnation
+        story.expect_no_notice()
+
+    @pytest.mark.parametrize("goodbye", [Story.kill, Story.leave, Story.silence])
+    def test_a_new_process_may_follow_one_that_is_over(self, goodbye) -> None:
+        story = Story()
+        first = story.join("a")
+        goodbye(story, "a")
+        story.advance(1.1)
+        second = story.join("a")
+        assert story.state("a") is ALIVE
+        assert second.incarnation > first.incarnation
+
+    def test_a_failed_process_that_lives_may_join_anew(self) -> None:
+        story = Story()
+        a = story.join("a")
+        incarnation = a.incarnation
+        story.silence("a")
+        story.advance(1.1)
+        assert story.state("a") is FAILED
+        story.rejoin("a")
+        assert story.state("a") is ALIVE
+        assert a.incarnation > incarnation
+
+    def test_an_id_in_use_is_refused_and_its_holder_named(self) -> None:
+        story = Story()
+        a = story.join("a")
+        intruder = story.join("a")
+        refusal = story.expect(intruder, Rejected)
+        assert refusal.reason is Rejection.ID_IN_USE
+        assert (refusal.host, refusal.pid) == (a.process.host, a.process.pid)
+        story.advance(2.0)
+        assert story.state("a") is ALIVE
+        assert story.member("a").incarnation == a.incarnation
+        story.kill("a")
+        story.rejoin(intruder)
+        assert story.member("a").process == intruder.process
+
+    def test_a_newcomer_supersedes_a_suspect(self) -> None:
+        story = Story()
+        first = story.join("a")
+        story.cut("a")
+        second = story.join("a")
+        assert story.expect_notice("a", CauseKind.SUPERSEDED).incarnation == first.incarnation
+        assert story.member("a").incarnation == second.incarnation
+        story.advance(2.0)
+        story.expect_no_notice()
+
+    def test_a_token_has_one_name(self) -> None:
+        story = Story()
+        a = story.join("a")
+        a.inbox.clear()
+        for hello in (a.hello()._replace(replica_id="b"), a.hello()._replace(job_id="other")):
+            story.say(a.trainer, hello)
+        assert a.inbox == []
+        assert story.count("hellos of a token under a second name") == 2
+        assert [m.replica_id for m in story.job().members] == ["a"]
+
+    def test_what_is_not_supported_is_refused(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello()._replace(group_world_size=4))
+        assert story.expect(a, Rejected).reason is Rejection.UNSUPPORTED
+        assert story.core.snapshot("", 0.0).jobs == ()
+
+    def test_messages_that_only_a_lighthouse_sends_are_counted(self) -> None:
+        story = Story()
+        assert story.say(b"peer", Beacon(1, 1)) == []
+        assert story.count("messages that only a lighthouse sends") == 1
+
+    def test_a_token_nobody_knows_is_asked_for_a_hello(self) -> None:
+        story = Story()
+        a = story.new_person("a", incarnation=Incarnation(EPOCH, 1))
+        story.tell(Received(a.listener, a.heartbeat()))
+        story.tell(Received(a.trainer, QuorumRequest(a.token, 9.0, participant(a))))
+        story.tell(Received(a.listener, Resync(a.token, EPOCH, 0)))
+        assert a.inbox == [HelloWanted(EPOCH)] * 3
+
+
+class TestListener:
+    def test_it_is_welcome_once_its_subscription_stands(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello())
+        story.expect(a, Welcome)
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        story.expect_nothing(a, Welcome)
+        story.tell(TopicHeld(a.topic))
+        assert story.expect(a, Welcome).incarnation == a.incarnation
+        story.tell(TopicHeld(a.topic))
+        story.expect_nothing(a, Welcome)
+
+    def test_or_at_once_where_it_stood_before(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello())
+        story.tell(TopicHeld(a.topic))
+        a.inbox.clear()
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        story.expect(a, Welcome)
+
+    def test_a_member_that_is_over_is_not_welcomed_late(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello())
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        story.kill(a)
+        a.inbox.clear()
+        story.tell(TopicHeld(a.topic))
+        story.expect_nothing(a, Welcome)
+
+    def test_a_lost_connection_is_a_hint_and_becomes_a_verdict_after_the_grace(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.advance(1.0)
+        story.cut("a")
+        assert story.state("a") is SUSPECT
+        story.advance(0.29)
+        story.expect_no_notice()
+        story.advance(0.02)
+        assert story.state("a") is FAILED
+        assert story.expect_notice("a", CauseKind.CONNECTION_LOST).incarnation == a.incarnation
+
+    @pytest.mark.parametrize("sign_of_life", [Story.come_back, Story.beat])
+    def test_one_that_comes_back_within_the_grace_is_alive_and_the_same(self, sign_of_life) -> None:
+        story = Story()
+        a = story.join("a")
+        incarnation = a.incarnation
+        story.cut("a")
+        story.advance(0.2)
+        sign_of_life(story, "a")
+        assert story.state("a") is ALIVE
+        assert a.incarnation == incarnation
+        a.beating = True
+        story.advance(2.0)
+        assert story.state("a") is ALIVE
+
+    def test_losing_it_again_does_not_prolong_the_grace(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.cut("a")
+        story.advance(0.2)
+        story.tell(TopicLost(a.topic))
+        story.advance(0.11)
+        story.expect_notice("a", CauseKind.CONNECTION_LOST)
+
+    def test_a_connection_that_was_made_again_can_be_lost_again(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.cut("a")
+        story.tell(TopicHeld(a.topic))
+        a.beating = True
+        story.advance(1.0)
+        assert story.state("a") is ALIVE, "beats are enough: a transport reconnects without a word"
+        story.cut("a")
+        assert story.state("a") is SUSPECT
+
+    def test_the_loss_of_a_listener_that_was_replaced_means_nothing(self) -> None:
+        story = Story()
+        a = story.join("a")
+        old = a.topic
+        a.topic = b"\0thread"
+        story.come_back("a")
+        story.tell(TopicLost(old))
+        assert story.state("a") is ALIVE
+        story.tell(TopicLost(a.topic))
+        assert story.state("a") is SUSPECT
+
+    def test_a_topic_of_nobody_means_nothing(self) -> None:
+        story = Story()
+        story.join("a")
+        story.tell(TopicHeld(b"train\0"))
+        story.tell(TopicLost(b"train\0"))
+        story.tell(TopicLost(b"\0never held"))
+        assert story.state("a") is ALIVE
+
+
+class TestLease:
+    def test_silence_of_a_heartbeat_timeout_is_a_failure_and_no_sooner(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.advance(1.0)
+        story.silence("a")
+        story.advance(0.99)
+        story.expect_no_notice()
+        story.advance(0.02)
+        notice = story.expect_notice("a", CauseKind.HEARTBEAT_TIMEOUT)
+        assert notice.incarnation == a.incarnation
+        assert "1.0" in str(notice.cause)
+
+    def test_a_thread_of_the_trainer_has_the_longer_lease(self) -> None:
+        story = Story()
+        a = story.join("a", threaded=True)
+        story.silence("a")
+        story.advance(4.9)
+        assert story.state("a") is ALIVE
+        a.threaded = False
+        story.beat("a")
+        story.advance(0.9)
+        assert story.state("a") is ALIVE
+        story.advance(0.2)
+        story.expect_notice("a", CauseKind.HEARTBEAT_TIMEOUT)
+
+    def test_a_member_that_never_beats_has_the_longer_lease(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.say(a.trainer, a.hello())
+        story.advance(4.9)
+        story.expect_no_notice()
+        story.advance(0.2)
+        story.expect_notice("a", CauseKind.HEARTBEAT_TIMEOUT)
+
+    def test_who_beats_lives(self) -> None:
+        story = Story()
+        story.join("a", "b")
+        story.advance(600.0)
+        story.expect_no_notice()
+
+    def test_what_lies_in_the_inbox_counts_before_the_clock(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.silence("a")
+        story.now += 30.0
+        story.beat("a")
+        assert story.state("a") is ALIVE
+        assert story.member("a").beat_age_s == 0.0
+        assert a.incarnation == story.member("a").incarnation
+
+    def test_our_own_stall_kills_nobody(self) -> None:
+        story = Story()
+        story.join("a", "b", "c")
+        story.cut("b")
+        story.stall(30.0)
+        story.time_passes()
+        story.expect_no_notice()
+        story.silence("a")
+        story.advance(0.29)
+        story.expect_no_notice()
+        story.advance(0.02)
+        story.expect_notice("b", CauseKind.CONNECTION_LOST)
+        story.advance(0.68)
+        story.expect_no_notice()
+        story.advance(0.02)
+        story.expect_notice("a", CauseKind.HEARTBEAT_TIMEOUT)
+        assert story.state("c") is ALIVE
+        assert story.count("stalls of the lighthouse's own loop") == 1
+
+    def test_a_stall_is_logged(self) -> None:
+        (effect,) = Story().tell(LoopStalled(2.5))
+        assert "2.500 s" in effect.text
+
+
+class TestEnd:
+    def test_an_obituary_is_a_verdict_at_once(self) -> None:
+        story = Story()
+        a = story.join("a")
+        cause = Cause(CauseKind.PROCESS_EXIT, exit_code=3, text="ValueError: no")
+        story.kill("a", cause=cause)
+        assert story.expect_notice("a", CauseKind.PROCESS_EXIT).cause == cause
+        assert story.expect(a, Ack) == (KIND_OF[Obituary], a.token)
+        assert story.member("a").cause == cause
+
+    def test_also_of_a_suspect(self) -> None:
+        story = Story()
+        story.join("a")
+        story.cut("a")
+        story.kill("a")
+        story.expect_notice("a", CauseKind.PROCESS_EXIT)
+
+    def test_an_obituary_may_name_the_process(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.join("b", "other:c")
+        for dead in (
+            a.process._replace(start_time=1),
+            a.process._replace(start_time=0),
+            a.process._replace(boot_id="another boot"),
+            a.process._replace(boot_id=""),
+            story.person("other:c").process,
+        ):
+            story.say(b"guard", Obituary("train", b"", dead, Cause(CauseKind.PROCESS_EXIT)))
+        story.say(b"guard", Obituary("no such job", b"", a.process, Cause(CauseKind.PROCESS_EXIT)))
+        story.expect_no_notice()
+        dead = a.process._replace(host="the same, by another name")
+        story.say(b"guard", Obituary("train", b"", dead, Cause(CauseKind.PROCESS_EXIT, exit_code=1)))
+        story.expect_notice("a", CauseKind.PROCESS_EXIT)
+        story.expect_no_notice()
+
+    def test_an_obituary_before_the_hello_refuses_that_token(self) -> None:
+        story = Story()
+        a = story.new_person("a")
+        story.kill(a)
+        story.expect(a, Ack)
+        story.say(a.trainer, a.hello())
+        refusal = story.expect(a, Rejected)
+        assert refusal.reason is Rejection.BURIED
+        assert "SIGKILL" in refusal.text
+        story.join("a")
+        assert story.state("a") is ALIVE, "another process may have the name"
+
+    def test_the_dead_stay_dead(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.kill("a")
+        a.inbox.clear()
+        story.say(a.trainer, a.hello())
+        assert story.expect(a, Rejected).reason is Rejection.BURIED
+
+    def test_a_leave_is_no_failure(self) -> None:
+        story = Story()
+        a = story.join("a")
+        a.step = 6
+        story.leave("a", step=7)
+        notice = story.expect_notice("a", CauseKind.LEFT)
+        assert notice.left
+        assert (notice.step, notice.incarnation) == (7, a.incarnation)
+        assert story.state("a") is LEFT
+        assert story.expect(a, Ack) == (KIND_OF[Leave], a.token)
+        assert (story.count("members that left"), story.count("members that failed")) == (1, 0)
+
+    def test_a_leave_is_acknowledged_as_often_as_it_is_said(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.leave("a")
+        story.leave("a")
+        story.leave(story.new_person("stranger", incarnation=a.incarnation))
+        story.expect(a, Ack)
+        story.expect(a, Ack)
+        story.expect_notice("a", CauseKind.LEFT)
+        story.expect_no_notice()
+
+    def test_a_leave_of_an_earlier_life_is_none_of_this_one(self) -> None:
+        story = Story()
+        a = story.join("a")
+        earlier = a.incarnation
+        story.silence("a")
+        story.advance(1.1)
+        story.rejoin("a")
+        story.say(a.trainer, Leave(a.token, earlier, 3))
+        assert story.state("a") is ALIVE
+
+    def test_an_obituary_that_says_it_left_is_a_leave(self) -> None:
+        story = Story()
+        story.join("a")
+        story.kill("a", cause=Cause(CauseKind.LEFT))
+        assert story.expect_notice("a", CauseKind.LEFT).left
+        assert story.state("a") is LEFT
+
+    @pytest.mark.parametrize("goodbye", [Story.kill, Story.leave])
+    def test_nothing_more_comes_of_one_that_is_over(self, goodbye) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=0.5)
+        a.phase, a.stopped = Phase.COMPUTE, True
+        story.beat("a")
+        goodbye(story, "a")
+        story.notices.clear()
+        state = story.state("a")
+        story.tell(TopicLost(a.topic))
+        story.kill("a")
+        story.leave("a")
+        story.advance(10.0)
+        story.expect_no_notice()
+        assert story.state("a") is state
+
+    def test_two_ends_at_once_are_one_end(self) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=1.0)
+        a.stopped, a.phase = True, Phase.COMPUTE
+        story.beat("a")
+        story.silence("a")
+        story.now += 5.0
+        story.time_passes()
+        assert len(story.notices) == 1
+        assert story.state("a") is FAILED
+
+
+class TestStopped:
+    def test_a_whole_timeout_in_state_t_is_a_failure(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.advance(1.0)
+        a.stopped = True
+        story.advance(1.0)
+        story.expect_no_notice()
+        story.advance(0.2)
+        story.expect_notice("a", CauseKind.STOPPED)
+        assert story.expect(a, Rejoin).cause.kind is CauseKind.STOPPED
+
+    def test_a_shorter_stop_is_none(self) -> None:
+        story = Story()
+        a = story.join("a")
+        for _ in range(5):
+            a.stopped = True
+            story.advance(0.9)
+            a.stopped = False
+            story.advance(0.2)
+        story.expect_no_notice()
+
+    def test_when_it_continues_it_may_join_anew(self) -> None:
+        story = Story()
+        a = story.join("a")
+        a.stopped = True
+        story.advance(1.2)
+        assert story.state("a") is FAILED
+        a.stopped = False
+        story.rejoin("a")
+        story.advance(5.0)
+        assert story.state("a") is ALIVE
+
+
+class TestStalled:
+    def test_compute_beyond_the_progress_timeout_is_a_failure(self) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=3.0)
+        a.phase = Phase.COMPUTE
+        story.advance(3.0)
+        story.expect_no_notice()
+        story.advance(0.2)
+        assert "3 s in compute" in str(story.expect_notice("a", CauseKind.STALLED).cause)
+
+    def test_progress_starts_it_anew(self) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=3.0)
+        a.phase = Phase.COMPUTE
+        for _ in range(5):
+            story.advance(2.5)
+            a.progress += 1
+        assert story.state("a") is ALIVE
+
+    @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.COMPUTE])
+    def test_only_compute_counts(self, phase: Phase) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=3.0)
+        a.phase = Phase.COMPUTE
+        story.advance(2.0)
+        a.phase = phase
+        story.advance(60.0)
+        assert story.state("a") is ALIVE
+
+    def test_off_by_default(self) -> None:
+        story = Story()
+        story.join("a").phase = Phase.COMPUTE
+        story.advance(600.0)
+        assert story.state("a") is ALIVE
+
+
+class TestOlderLives:
+    def test_a_late_heartbeat_never_resurrects(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.kill("a")
+        story.beat("a")
+        assert story.state("a") is FAILED
+        assert story.expect(a, Rejoin) == (a.token, a.incarnation, Cause(CauseKind.PROCESS_EXIT, signal=9))
+
+    def test_the_same_process_in_an_earlier_life(self) -> None:
+        story = Story()
+        a = story.join("a")
+        earlier = a.heartbeat()
+        story.silence("a")
+        story.advance(1.1)
+        story.rejoin("a")
+        a.inbox.clear()
+        story.say(a.listener, earlier)
+        rejoin = story.expect(a, Rejoin)
+        assert rejoin.incarnation == earlier.incarnation
+        assert rejoin.cause.kind is CauseKind.HEARTBEAT_TIMEOUT
+        assert a.beating, "it is not this life that is over"
+        story.silence("a")
+        story.advance(0.95)
+        story.say(a.listener, earlier)
+        story.advance(0.1)
+        assert story.state("a") is FAILED, "nor is a lease renewed by it"
+
+    def test_an_earlier_process_of_that_name(self) -> None:
+        story = Story()
+        first = story.join("a")
+        story.cut("a")
+        story.join("a")
+        story.beat(first)
+        assert story.expect(first, Rejoin).cause.kind is CauseKind.SUPERSEDED
+        assert not first.beating
+        story.ask(first)
+        story.expect(first, Rejoin)
+        story.expect_nothing(first, QuorumFormed)
+
+    def test_a_quorum_request_of_an_earlier_life(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.silence("a")
+        story.advance(1.1)
+        story.ask("a")
+        assert story.expect(a, Rejoin).cause.kind is CauseKind.HEARTBEAT_TIMEOUT
+        story.expect_no_quorum()
+
+    def test_a_claim_of_a_life_that_is_over_is_never_reborn(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.silence("a")
+        story.advance(1.1)
+        story.come_back("a")
+        assert story.expect(a, Rejoin).incarnation == a.incarnation
+        assert story.state("a") is FAILED
+
+    def test_nor_long_after_it_has_been_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(roster, "DEAD_KEPT_S", 5.0)
+        story = Story()
+        a = story.join("a")
+        story.join("b")
+        story.silence("a")
+        story.advance(7.0)
+        assert [m.replica_id for m in story.job().members] == ["b"]
+        story.beat("a")
+        story.expect(a, HelloWanted)
+        assert story.expect(a, Rejoin).cause.kind is CauseKind.HEARTBEAT_TIMEOUT
+        assert [m.replica_id for m in story.job().members] == ["b"]
+
+    def test_a_claim_nobody_could_have_made(self) -> None:
+        story = Story()
+        liar = story.new_person("a", incarnation=Incarnation(EPOCH, 999))
+        story.say(liar.trainer, liar.hello(claim=True))
+        story.expect(liar, Rejoin)
+        story.say(liar.trainer, liar.hello()._replace(claim=Claim(Incarnation(EPOCH + 9, 1), None)))
+        story.expect(liar, Rejoin)
+        story.advance(1.0)
+        assert story.core.snapshot("", story.now).jobs == (), "a job without members is dropped"
+
+    def test_asking_under_another_name_is_refused(self) -> None:
+        story = Story()
+        a = story.join("a")
+        asks = participant(a)._replace(replica_id="b")
+        story.say(a.trainer, QuorumRequest(a.token, 9.0, asks))
+        story.expect(a, Rejoin)
+        story.expect_no_quorum()
+
+    def test_a_heartbeat_with_a_copied_id_but_its_own_token(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.silence("a")
+        beat = a.heartbeat()
+        assert isinstance(beat, Heartbeat)
+        for _ in range(12):
+            story.advance(0.1)
+            story.say(b"copycat", beat._replace(token=b"copycat".ljust(16)))
+        story.expect_notice("a", CauseKind.HEARTBEAT_TIMEOUT)

@@ -1,0 +1,460 @@
+"""Quorums, told to the core: when they form, who is in, what those who wait or are left out are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from procguard.lighthouse.events import Publish, Received, Send
+from procguard.messages import (
+    CauseKind,
+    Excluded,
+    MemberState,
+    NoticeBatch,
+    QuorumFormed,
+    QuorumRequest,
+    QuorumWaiting,
+    Rank,
+    Reason,
+    Rejected,
+    Rejection,
+)
+from tests.lighthouse.story import SETTINGS, Story, participant
+
+
+def story_of(*names: str, **options: object) -> Story:
+    """Everyone is in a first quorum."""
+    story = Story(**options)
+    story.join(*names)
+    story.ask(*names)
+    story.expect_quorum(*names)
+    return story
+
+
+class TestForming:
+    def test_all_get_the_same_sorted_by_replica_id(self) -> None:
+        story = Story()
+        story.join("b", "c", "a")
+        story.ask("c", "a")
+        story.expect_no_quorum()
+        story.ask("b", step=4, committed_in=9, data=b"mine", world_size=2)
+        quorum = story.expect_quorum("a", "b", "c")
+        assert [p.replica_id for p in quorum.participants] == ["a", "b", "c"]
+        b = quorum.participants[1]
+        assert (b.step, b.committed_in, b.data, b.world_size) == (4, 9, b"mine", 2)
+        assert b.ranks == (Rank("handle of b", "password of b"),)
+        assert quorum.quorum_id.epoch == story.core.epoch
+
+    def test_one_batch_of_requests_is_one_decision_and_one_message(self) -> None:
+        story = Story()
+        names = [f"r{number:03d}" for number in range(200)]
+        story.join(*names)
+        before = len(story.effects)
+        with story.one_batch():
+            story.ask(*names)
+        formed = [effect for effect in story.effects[before:] if isinstance(effect, Send)]
+        assert [type(effect.message) for effect in formed] == [QuorumFormed]
+        assert len(formed[0].peers) == 200
+
+    def test_the_id_stays_while_the_membership_does(self) -> None:
+        story = Story()
+        story.join("a", "b")
+        ids = set()
+        for _ in range(5):
+            story.ask("a", "b")
+            ids.add(story.expect_quorum("a", "b").quorum_id)
+        assert len(ids) == 1
+
+    def test_it_grows_with_the_membership_and_never_repeats(self) -> None:
+        story = story_of("a", "b")
+        ids = [story.job().quorum.quorum_id]
+        for _ in range(3):
+            story.kill("b")
+            story.ask("a")
+            ids.append(story.expect_quorum("a").quorum_id)
+            story.join("b")
+            story.ask("b", "a")
+            ids.append(story.expect_quorum("a", "b").quorum_id)
+        assert ids == sorted(set(ids))
+
+    def test_and_with_commit_failures(self) -> None:
+        story = story_of("a", "b")
+        first = story.job().quorum.quorum_id
+        story.ask("a")
+        story.ask("b", commit_failures=1)
+        second = story.expect_quorum("a", "b").quorum_id
+        assert second > first
+        story.ask("a", "b")
+        assert story.expect_quorum("a", "b").quorum_id == second
+
+    def test_a_newcomer_that_is_starting_holds_nobody_up(self) -> None:
+        story = story_of("a", "b")
+        story.join("n")
+        story.ask("a", "b")
+        story.expect_quorum("a", "b")
+        story.ask("n")
+        story.expect_no_quorum()
+        story.ask("a", "b")
+        story.expect_quorum("a", "b", "n")
+
+    def test_waiting_requests_survive_the_death_of_others(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.expect_no_quorum()
+        story.kill("c")
+        story.expect_quorum("a", "b")
+
+    def test_a_death_is_told_before_the_quorum_that_follows_from_it(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.effects.clear()
+        story.kill("c")
+        kinds = [type(effect.message) for effect in story.effects if isinstance(effect, Send | Publish)]
+        assert kinds.index(NoticeBatch) < kinds.index(QuorumFormed)
+
+    def test_the_dead_do_not_take_part_though_they_had_asked(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("b", "c")
+        story.kill("b")
+        story.ask("a")
+        story.expect_quorum("a", "c")
+
+    def test_two_jobs_with_the_same_ids_never_meet(self) -> None:
+        story = Story()
+        story.join("a", "b", "other:a", "other:b")
+        story.ask("a", "other:b")
+        story.expect_no_quorum()
+        story.ask("b")
+        ours = story.expect_quorum("a", "b")
+        story.expect_no_quorum()
+        story.ask("other:a")
+        theirs = story.expect_quorum("other:a", "other:b")
+        assert (ours.job_id, theirs.job_id) == ("train", "other")
+        assert ours.quorum_id != theirs.quorum_id
+        story.kill("a")
+        assert story.state("other:a") is MemberState.ALIVE
+        assert story.batches("other") == []
+        assert len(story.batches("train")) == 1
+
+
+class TestSuspects:
+    def test_a_suspect_is_no_candidate_and_its_request_stands(self) -> None:
+        story = story_of("a", "b")
+        story.ask("b")
+        story.cut("b")
+        story.ask("a")
+        story.expect_no_quorum()
+        story.come_back("b")
+        story.expect_quorum("a", "b")
+
+    def test_nobody_goes_on_behind_its_back_until_the_grace_is_over(self) -> None:
+        story = story_of("a", "b", "c")
+        story.cut("c")
+        story.ask("a", "b")
+        story.advance(0.29)
+        story.expect_no_quorum()
+        story.advance(0.02)
+        story.expect_quorum("a", "b")
+
+
+class TestRounds:
+    def test_a_lost_answer_is_given_again(self) -> None:
+        story = story_of("a", "b")
+        story.ask("a", "b")
+        quorum = story.expect_quorum("a", "b")
+        story.ask_again("a")
+        assert story.expect("a", QuorumFormed).quorum == quorum
+        assert not story.member("a").waiting
+        story.ask_again("a")
+        assert story.expect("a", QuorumFormed).quorum == quorum
+
+    def test_to_the_connection_that_asks(self) -> None:
+        story = story_of("a")
+        a = story.person("a")
+        asks = QuorumRequest(a.token, 9.0, participant(a))
+        effects = story.say(b"new connection", asks)
+        assert [effect.peers for effect in effects] == [(b"new connection",)]
+
+    def test_even_when_others_have_gone_on(self) -> None:
+        story = story_of("a", "b", "c")
+        story.kill("c")
+        story.ask("a", "b")
+        quorum = story.expect_quorum("a", "b")
+        story.kill("a")
+        story.ask_again("b")
+        assert story.expect("b", QuorumFormed).quorum == quorum
+
+    def test_a_request_repeated_while_it_waits_is_one_request(self) -> None:
+        story = story_of("a", "b")
+        story.ask("a")
+        for _ in range(10):
+            story.ask_again("a")
+        story.ask("b")
+        story.expect_quorum("a", "b")
+        story.expect_no_quorum()
+
+    def test_an_older_round_changes_nothing(self) -> None:
+        story = story_of("a", "b")
+        a = story.person("a")
+        older = QuorumRequest(a.token, 9.0, participant(a)._replace(round=0))
+        story.say(a.trainer, older)
+        assert not story.member("a").waiting
+        story.ask("a", step=5)
+        story.say(a.trainer, QuorumRequest(a.token, 9.0, participant(a)._replace(round=a.round - 1)))
+        story.expect("a", QuorumFormed)
+        story.say(a.trainer, older)
+        story.ask("b")
+        assert story.expect_quorum("a", "b").participants[0].round == a.round
+        assert story.count("quorum requests of an older round") == 2
+
+    def test_a_late_request_does_not_displace_a_later_one(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.join("b")
+        story.ask("a")
+        late = a.asks
+        story.ask("a")
+        story.say(a.trainer, late)
+        story.ask("b")
+        assert story.expect_quorum("a", "b").participants[0].round == 2
+
+    def test_a_request_has_a_time_to_live(self) -> None:
+        story = story_of("a", "b")
+        story.ask("a", ttl_s=5.0)
+        story.advance(4.9)
+        assert story.member("a").waiting
+        story.advance(0.2)
+        assert not story.member("a").waiting
+        story.ask("b")
+        story.expect_no_quorum()
+        story.ask_again("a")
+        story.expect_quorum("a", "b")
+
+    def test_the_new_life_of_a_process_counts_its_rounds_anew(self) -> None:
+        story = story_of("a", "b")
+        a = story.person("a")
+        story.silence("a")
+        story.advance(1.1)
+        a.round = 0
+        story.rejoin("a")
+        story.ask("b", "a")
+        story.expect_quorum("a", "b")
+
+
+class TestMinReplicas:
+    def test_fewer_never_form_a_quorum(self) -> None:
+        story = Story()
+        story.join("a", "b", "c", min_replicas=3)
+        story.ask("a", "b")
+        story.advance(200.0)
+        story.expect_no_quorum()
+        story.ask("c")
+        story.expect_quorum("a", "b", "c")
+        story.kill("c")
+        story.ask("a", "b")
+        story.expect_waiting("a", Reason.TOO_FEW_REPLICAS, have=2, need=3)
+        story.advance(200.0)
+        story.expect_no_quorum()
+
+    def test_the_lighthouse_may_ask_for_more(self) -> None:
+        story = Story(min_replicas=2)
+        story.join("a", min_replicas=1)
+        story.ask("a")
+        story.expect_waiting("a", Reason.TOO_FEW_REPLICAS, have=1, need=2)
+
+    def test_a_conflict_within_a_job_is_refused(self) -> None:
+        story = Story()
+        story.join("a", min_replicas=2)
+        other = story.join("b", min_replicas=3)
+        assert story.expect(other, Rejected).reason is Rejection.MIN_REPLICAS_CONFLICT
+        assert story.job().min_replicas == 2
+        story.join("b", min_replicas=0)
+        assert story.job().min_replicas == 2, "0: as the others"
+        story.join("other:b", min_replicas=3)
+        assert story.job("other").min_replicas == 3
+
+    def test_who_is_alone_may_change_it(self) -> None:
+        story = Story()
+        story.join("a", "b", min_replicas=2)
+        story.kill("a", "b")
+        story.join("a", min_replicas=3)
+        assert story.job().min_replicas == 3
+
+    def test_who_is_refused_may_not(self) -> None:
+        story = Story()
+        story.join("a", min_replicas=2)
+        intruder = story.join("a", min_replicas=1)
+        assert story.expect(intruder, Rejected).reason is Rejection.ID_IN_USE
+        assert story.job().min_replicas == 2
+        story.ask("a")
+        story.advance(200.0)
+        story.expect_no_quorum()
+
+
+class TestJoinTimeout:
+    def test_a_straggler_is_left_out_after_it_and_told(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.expect_waiting("a", Reason.PREVIOUS_MEMBERS_MISSING, have=2, need=3)
+        story.advance(59.4)
+        story.expect_no_quorum()
+        story.advance(0.2)
+        quorum = story.expect_quorum("a", "b")
+        assert story.expect("c", Excluded) == (story.person("c").token, quorum.quorum_id)
+        story.expect_no_notice()
+
+    def test_who_was_left_out_may_come_in_again(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.advance(60.1)
+        story.expect_quorum("a", "b")
+        story.ask("c")
+        story.expect_no_quorum()
+        story.ask("a", "b")
+        story.expect_quorum("a", "b", "c")
+
+    def test_a_member_that_never_asks_holds_up_the_first_quorum_for_so_long(self) -> None:
+        story = Story()
+        story.join("a", "b")
+        story.ask("a")
+        story.expect_waiting("a", Reason.MEMBERS_MISSING, have=1, need=2)
+        story.advance(60.1)
+        story.expect_quorum("a")
+        story.expect_nothing("b", Excluded)
+
+    def test_it_runs_only_while_the_numbers_hold_unbroken(self) -> None:
+        story = story_of("a", "b", "c", "d", "e")
+        story.ask("a", "b", "c")
+        story.advance(40.0)
+        story.cut("c")
+        story.come_back("c")
+        story.advance(40.0)
+        story.expect_no_quorum()
+        story.advance(20.1)
+        story.expect_quorum("a", "b", "c")
+
+    def test_our_own_stall_ends_it_for_nobody(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.stall(100.0)
+        story.time_passes()
+        story.expect_no_quorum()
+        story.ask("c")
+        story.expect_quorum("a", "b", "c")
+
+    def test_a_straggler_whose_end_is_judged_in_the_same_turn_is_dead_not_excluded(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        for now, names in ((59.5, "abc"), (60.6, "ab")):
+            story.now = now
+            for name in names:
+                person = story.person(name)
+                story.tell(Received(person.listener, person.heartbeat()))
+        story.effects.clear()
+        story.time_passes()
+        story.expect_quorum("a", "b")
+        story.expect_nothing("c", Excluded)
+        kinds = [type(effect.message) for effect in story.effects if isinstance(effect, Send | Publish)]
+        assert kinds.index(NoticeBatch) < kinds.index(QuorumFormed)
+
+
+class TestProgressBound:
+    def test_half_is_no_majority_until_the_others_are_overdue(self) -> None:
+        story = story_of("a", "b")
+        story.ask("a")
+        story.expect_waiting("a", Reason.NO_MAJORITY, have=1, need=2)
+        story.advance(59.0)
+        story.expect_no_quorum()
+        story.expect_waiting("a", Reason.NO_MAJORITY, have=1, need=2)
+        story.advance(0.5)
+        story.expect_waiting("a", Reason.PREVIOUS_MEMBERS_MISSING, have=1, need=2)
+        story.advance(60.0)
+        story.expect_quorum("a")
+        story.expect("b", Excluded)
+
+    def test_a_member_of_long_steps_is_given_ten_of_them(self) -> None:
+        story = story_of("a", "b")
+        story.advance(20.0)
+        story.ask("a", "b")
+        story.expect_quorum("a", "b")
+        story.ask("a")
+        story.advance(199.0)
+        story.expect_waiting("a", Reason.NO_MAJORITY, have=1, need=2)
+        story.advance(1.5)
+        story.expect_waiting("a", Reason.PREVIOUS_MEMBERS_MISSING, have=1, need=2)
+
+    def test_waiting_in_vain_is_no_step(self) -> None:
+        story = story_of("a", "b")
+        story.ask("b", ttl_s=30.0)
+        story.advance(31.0)
+        story.ask_again("b")  # gives up and asks again
+        story.advance(600.0)
+        story.person("b").asks = None
+        story.ask("a")
+        story.expect_quorum("a", "b")
+        story.ask("a")
+        story.advance(61.0)
+        story.expect_waiting("a", Reason.PREVIOUS_MEMBERS_MISSING, have=1, need=2)
+
+    def test_a_wedged_trainer_does_not_block_its_survivors_for_ever(self) -> None:
+        story = story_of("a", "b", "c", "d")
+        story.ask("a", "b")
+        story.expect_waiting("a", Reason.NO_MAJORITY, have=2, need=3)
+        story.advance(121.0)
+        story.expect_quorum("a", "b")
+
+
+class TestShrinkOnly:
+    def test_newcomers_wait_while_it_is_asked_and_are_told(self) -> None:
+        story = story_of("a", "b", "c")
+        story.kill("c")
+        story.join("c", "d", "e")
+        story.ask("c", "d", "e")
+        story.ask("a", shrink_only=True)
+        story.ask("b")
+        story.expect_quorum("a", "b")
+        story.expect_waiting("c", Reason.NO_MAJORITY, have=3, need=3)
+        story.ask("a", "b")
+        story.expect_quorum("a", "b", "c", "d", "e")
+
+
+class TestWaiters:
+    def test_each_is_told_why_within_a_beacon_and_again(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a")
+        story.expect_nothing("a", QuorumWaiting)
+        for _ in range(3):
+            story.expect_waiting("a", Reason.NO_MAJORITY, have=1, need=2)
+        story.expect_nothing("b", QuorumWaiting)
+        story.ask("b", "c")
+        story.expect_quorum("a", "b", "c")
+        for name in "abc":
+            story.person(name).inbox.clear()
+        story.advance(2.0)
+        story.expect_nothing("a", QuorumWaiting)
+
+    def test_who_is_missing_is_named(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.advance(0.5)
+        assert story.expect("b", QuorumWaiting).missing == ("c",)
+
+    def test_the_snapshot_says_it_too(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        assert story.job().waiting == (Reason.PREVIOUS_MEMBERS_MISSING, 2, 3, ("c",))
+        assert [m.waiting for m in story.job().members] == [True, True, False]
+        story.kill("c")
+        assert story.job().waiting is None
+        assert story.job().quorum.replica_ids == ("a", "b")
+
+
+@pytest.mark.parametrize("join_timeout_s", [2.0, 60.0])
+def test_settings_are_those_of_the_welcome(join_timeout_s: float) -> None:
+    story = story_of("a", "b", "c", settings=SETTINGS._replace(join_timeout_s=join_timeout_s))
+    story.ask("a", "b")
+    story.advance(join_timeout_s - 0.1)
+    story.expect_no_quorum()
+    story.advance(0.2)
+    story.expect_quorum("a", "b")
+    story.kill("c")
+    story.expect_notice("c", CauseKind.PROCESS_EXIT)
