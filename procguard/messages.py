@@ -60,6 +60,11 @@ class QuorumId(NamedTuple):
         """Both halves in one int64, where a library wants one int; keeps the order."""
         return self.epoch << QUORUM_NUMBER_BITS | self.number
 
+    @classmethod
+    def of_packed(cls, packed: int) -> QuorumId:
+        """The id that ``packed`` is of, to be shown to people the way the lighthouse shows it."""
+        return cls(packed >> QUORUM_NUMBER_BITS, packed & ((1 << QUORUM_NUMBER_BITS) - 1))
+
     def __str__(self) -> str:
         return f"{self.epoch}.{self.number}"
 

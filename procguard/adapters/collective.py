@@ -21,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from procguard.adapters.collective_links import Place, open_listener, split_handle
+from procguard.adapters.collective_links import Place, open_listener, shown, split_handle
 from procguard.adapters.collective_ring import Payload
 from procguard.adapters.collective_worker import Quorum, Task, Worker
 from procguard.errors import CollectiveAborted, CollectiveTimeout, UsageError
@@ -107,7 +107,9 @@ class RingProcessGroup:
             is_aborted = quorum_id in self._aborted or quorum_id <= self._aborted_up_to
             self._aborted = {aborted for aborted in self._aborted if aborted > quorum_id}
         if previous is not None:
-            reason = f"quorum {previous.place.quorum_id} ended: quorum {quorum_id} took its place"
+            reason = (
+                f"quorum {shown(previous.place.quorum_id)} ended: quorum {shown(quorum_id)} took its place"
+            )
             previous.end(CollectiveAborted(reason, previous.place.quorum_id))
         if is_aborted:
             quorum.end(_aborted(quorum_id))
@@ -157,7 +159,7 @@ class RingProcessGroup:
             self._is_shut_down = True
             quorum = self._quorum
         if quorum is not None:
-            reason = f"quorum {quorum.place.quorum_id} ended: the process group was shut down"
+            reason = f"quorum {shown(quorum.place.quorum_id)} ended: the process group was shut down"
             quorum.end(CollectiveAborted(reason, quorum.place.quorum_id))
         self._worker.stop(SHUTDOWN_TIMEOUT_S)
 
@@ -168,7 +170,7 @@ class RingProcessGroup:
         except (TimeoutError, concurrent.futures.TimeoutError):  # two classes in Python 3.10
             if not future.done():
                 reason = (
-                    f"{what} of quorum {quorum.place.quorum_id} took longer than {timeout_s:g} s: "
+                    f"{what} of quorum {shown(quorum.place.quorum_id)} took longer than {timeout_s:g} s: "
                     f"waiting for {self._worker.missing()}"
                 )
                 quorum.end(CollectiveTimeout(reason, quorum.place.quorum_id))
@@ -183,17 +185,20 @@ class RingProcessGroup:
 
 
 def _aborted(quorum_id: int) -> CollectiveAborted:
-    return CollectiveAborted(f"quorum {quorum_id} was aborted", quorum_id)
+    return CollectiveAborted(f"quorum {shown(quorum_id)} was aborted", quorum_id)
 
 
 def _not_later(previous: Quorum, quorum_id: int) -> Exception:
     """Why an id that is not greater than the present one cannot be configured."""
     present_id = previous.place.quorum_id
     if quorum_id < present_id:
-        return CollectiveAborted(f"quorum {quorum_id} is over: quorum {present_id} took its place", quorum_id)
+        return CollectiveAborted(
+            f"quorum {shown(quorum_id)} is over: quorum {shown(present_id)} took its place",
+            quorum_id,
+        )
     if previous.error is not None:
-        return type(previous.error)(f"quorum {quorum_id} has ended: {previous.error}", quorum_id)
-    return UsageError(f"quorum {quorum_id} is configured already; each quorum needs an id of its own")
+        return type(previous.error)(f"quorum {shown(quorum_id)} has ended: {previous.error}", quorum_id)
+    return UsageError(f"quorum {shown(quorum_id)} is configured already; each quorum needs an id of its own")
 
 
 def _place(handles: Sequence[str], rank: int, quorum_id: int) -> Place:

@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from procguard.errors import ProtocolError, UsageError
+from procguard.messages import QuorumId
 
 VERSION = 1
 _MAGIC = b"PGRING\r\n"
@@ -154,3 +155,8 @@ class Ear:
         if len(self._heard) < _GREETING.size:
             return None
         return Greeting(*_GREETING.unpack(self._heard)[1:])
+
+
+def shown(quorum_id: int) -> str:
+    """A packed quorum id as the lighthouse's log shows it."""
+    return str(QuorumId.of_packed(quorum_id))

@@ -36,6 +36,7 @@ from procguard.adapters.collective_links import (
     drain,
     greet,
     own,
+    shown,
     split_handle,
 )
 from procguard.errors import CollectiveError, ProtocolError
@@ -135,7 +136,7 @@ class _Call:
             raise self._failed(f"{self._name} refuses connections: its process has ended or shut down")
 
     def _failed(self, reason: str) -> CollectiveError:
-        return CollectiveError(f"quorum {self.place.quorum_id}: {reason}", self.place.quorum_id)
+        return CollectiveError(f"quorum {shown(self.place.quorum_id)}: {reason}", self.place.quorum_id)
 
     def close(self) -> None:
         if self.sock is not None:
@@ -258,7 +259,7 @@ class _Reception:
             is_alive = False
         if not is_alive:
             name = place.name(place.predecessor)
-            message = f"quorum {place.quorum_id}: {name} left while the ring was being formed"
+            message = f"quorum {shown(place.quorum_id)}: {name} left while the ring was being formed"
             raise CollectiveError(message, place.quorum_id)
         self._selector.unregister(sock)
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from procguard.adapters.collective_links import Links, Place, close_link, drain
+from procguard.adapters.collective_links import Links, Place, close_link, drain, shown
 from procguard.errors import CollectiveError, CollectiveTimeout, UsageError
 
 DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64", "int32", "int64"))
@@ -204,7 +204,7 @@ class Ring:
         close_link(self._successor)
 
     def _operation(self) -> str:
-        return f"allreduce {self._sequence} of quorum {self._place.quorum_id}"
+        return f"allreduce {self._sequence} of quorum {shown(self._place.quorum_id)}"
 
     def _lost_successor(self) -> CollectiveError:
         # Of two ranks it is the predecessor as well, and what it sent before it left may say why.

@@ -71,6 +71,7 @@ class Processes:
         self._keeper = subprocess.Popen(
             [sys.executable, "-m", "procguard.demo.keeper", str(folder)],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             cwd=folder,
             env={name: value for name, value in self._environ.items() if name != MARK},
             start_new_session=True,
@@ -141,6 +142,14 @@ class Processes:
                 name = f"replica {life.replica_id} (pid {life.process.pid})"
                 return Exit(name, code, _last_words(life.log))
         return None
+
+    def all_exited(self) -> bool:
+        """All replicas' processes have ended."""
+        return all(life.process.poll() is not None for life in self.lives)
+
+    def died_count(self) -> int:
+        """Processes that neither the demo killed nor ended well: somebody would have to restart them."""
+        return sum(not life.killed and bool(life.process.poll()) for life in self.lives)
 
     def close(self) -> None:
         """End all that still runs."""

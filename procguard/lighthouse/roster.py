@@ -258,6 +258,7 @@ class Roster:
         if member.state is MemberState.ALIVE:
             self.timers.arm((Timer.GRACE, member), now, self.options.settings.disconnect_grace_s)
         member.apply(Trigger.CONNECTION_LOST, now)
+        self.undecided[member.job_id] = None
 
     def end(self, member: Member, trigger: Trigger, cause: Cause, now: float) -> None:
         """A life is over: say so once, to all who may be waiting for it."""
