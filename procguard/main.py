@@ -26,6 +26,9 @@ class Door(NamedTuple):
 
 
 DOORS = {
+    "demo": Door(
+        "procguard.demo.command", "demo", "Kill replicas of a small training job and watch it go on."
+    ),
     "status": Door("procguard.status", "status", "Show members, quorum and last notices of a lighthouse."),
 }
 

@@ -242,7 +242,7 @@ def test_help_names_each_subcommand() -> None:
 def test_each_subcommand_is_behind_its_door(name: str) -> None:
     shown = procguard(name, "--help")
     assert shown.exit_code == 0
-    assert DOORS[name].summary.rstrip(".") in " ".join(shown.output.split())
+    assert f" {name} [OPTIONS]" in shown.output
 
 
 def test_an_unknown_subcommand_is_one_message() -> None:

@@ -279,15 +279,15 @@ class ZmqMemberTransport:
 
     def _connect(self, kind: int, port: int) -> Socket:
         opened = open_socket(self._context, kind, CLIENT | {zmq.IPV6: int(self._ipv6)})
-        try:
-            opened.connect(endpoint(self._host, port))
-        except zmq.ZMQError as error:
-            opened.close(linger=0)
-            raise UsageError(
-                f"cannot connect to {self._host!r}, port {port}: {error.strerror};"
-                f" give a name or an address, and a port in 1..{PORT_MAX}"
-            ) from None
-        return opened
+        with suppress(zmq.ZMQError):
+            if self._host and 0 < port <= PORT_MAX:  # libzmq would try a host without a name for ever
+                opened.connect(endpoint(self._host, port))
+                return opened
+        opened.close(linger=0)
+        raise UsageError(
+            f"cannot connect to {self._host!r}, port {port}:"
+            f" give a name or an address, and a port in 1..{PORT_MAX}"
+        )
 
 
 def _single_parts(source: Socket, count_max: int) -> list[bytes]:

@@ -88,10 +88,11 @@ class ListenerLoop:
         wake_at = min(self._session.next_deadline(), self._quit_at)
         ready = self._transport.wait(max(0.0, min(wake_at - self._clock(), 3600.0)), fds)
         now = self._clock()
-        if any(fd in ready for fd in watched):
-            self._look(now)
+        # What the trainer said, before that it is dead: who it was, and its last words.
         if self._link_open and self._link.fileno() in ready:
             self._hear_trainer(now)
+        if any(fd in ready for fd in watched):
+            self._look(now)
         for frame in self._transport.receive(DRAIN_MAX):
             self._take(Received, frame, now)
         for frame in self._transport.notices(DRAIN_MAX):

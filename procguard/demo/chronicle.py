@@ -1,7 +1,7 @@
 """What has happened so far, put together from what was done to the replicas and from their journals. Pure.
 
-Entries of different replicas come in almost any order; what counts is the time that stands in them. Between a fault
-and its healing no other fault begins, so one incident at most is open.
+Entries of different replicas come in almost any order; what counts is the time that stands in them. Between
+a fault and its healing no other fault begins, so one incident at most is open.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class Chronicle:
     """The facts of one run.
 
     Args:
-        proactive: False: nobody is told by a notice. Then a survivor knows from its own collective's error, or at
-            the latest from the first step without the victim.
+        proactive: False: nobody is told by a notice. Then a survivor knows from its own collective's error,
+            or at the latest from the first step without the victim.
     """
 
     def __init__(self, replica_ids: Sequence[str], *, proactive: bool) -> None:

@@ -1,8 +1,8 @@
 """``python -m procguard.demo.keeper MARK``: ends what is left of a run when the demo itself has been killed.
 
-The demo holds the other end of the keeper's stdin. When that end closes, by whatever death of the demo, the keeper
-ends every process that carries the run's mark in its environment: no list of pids that could miss the latest
-one, and listeners, which are sessions of their own, are found as well.
+The demo holds the other end of the keeper's stdin. When that end closes, by whatever death of the demo, the
+keeper ends every process that carries the run's mark in its environment: there is no list of pids that could
+miss the latest one, and listeners, which live in sessions of their own, are found as well.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -28,10 +29,8 @@ def sweep(mark: str) -> None:
         if not found:
             return
         for process in found:
-            try:
+            with suppress(psutil.Error):  # it was faster
                 process.kill()
-            except psutil.Error:
-                pass  # it was faster
         time.sleep(SWEEP_PAUSE_S)
 
 

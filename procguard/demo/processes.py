@@ -1,7 +1,7 @@
-"""The processes of a run: a lighthouse, the replicas, their logs and journals; and that none of them outlives it.
+"""The processes of a run: a lighthouse, the replicas, their logs and journals; none of them outlives it.
 
-All of them carry the run's mark, by which ``close`` (or the keeper, if the demo is killed) finds them. They run in
-sessions of their own, so that a Ctrl-C in the terminal is the demo's alone.
+All of them carry the run's mark, by which ``close`` (or the keeper, if the demo is killed) finds them. They
+run in sessions of their own, so that a Ctrl-C in the terminal is the demo's alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ STEPS_MAX = 1_000_000
 """The demo asks the replicas to end long before."""
 KEEPER_TIMEOUT_S = 10.0
 LOG_LINES_SHOWN = 5
-STEERING = ("PROCGUARD_", "TORCHFT_", "REPLICA_", "NUM_REPLICA_", "TORCHELASTIC_", "MASTER_", "RANK", "WORLD_SIZE")
+STEERING = (
+    "PROCGUARD_",
+    "TORCHFT_",
+    "REPLICA_",
+    "NUM_REPLICA_",
+    "TORCHELASTIC_",
+    "MASTER_",
+    "RANK",
+    "WORLD_SIZE",
+)
 """Variables that begin like this are left behind: the user's own settings must not change the demo."""
 
 
@@ -181,7 +190,7 @@ class Processes:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """What all processes of a run share: they find the modules that the demo finds, and compute in one thread."""
+    """Of all processes of a run: they find the modules that the demo finds, and compute in one thread."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(STEERING)}
     search = os.pathsep.join(map(os.path.abspath, sys.path))
     return {**inherited, MARK: str(folder), "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}

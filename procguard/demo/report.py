@@ -1,4 +1,4 @@
-"""What a run means: the facts as JSON, as rows of a table, in one sentence, and which promises were broken. Pure."""
+"""What a run means: facts as JSON, rows of a table, one sentence, and the promises that were broken. Pure."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def outcome(result: Result) -> str:
     chronicle = result.chronicle
     weights = "equal" if result.weights_equal else "NOT equal"
     return (
-        f"Step {chronicle.step} after {result.duration_s:.1f} s: test accuracy {result.accuracy:.1%}, weights "
-        f"{weights} on all {len(chronicle.replica_ids)} replicas, {chronicle.steps_lost} steps lost, "
+        f"Step {chronicle.step} after {result.duration_s:.1f} s: test accuracy {result.accuracy:.1%}, "
+        f"weights {weights} on all {len(chronicle.replica_ids)} replicas, {chronicle.steps_lost} steps lost, "
         f"{result.survivors_restarted} survivors restarted, {chronicle.false_notices} false notices."
     )
 

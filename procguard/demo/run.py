@@ -16,7 +16,7 @@ from procguard.demo.story import Act, BringBack, Finish, Strike, Until, story
 
 TICK_S = 0.01
 PATIENCE_S = 60.0
-"""How long anything may take that is waited for; on an idle machine nothing takes longer than some seconds."""
+"""How long anything may take that is waited for; on an idle machine it is a few seconds."""
 
 
 class Setting(NamedTuple):
@@ -103,19 +103,25 @@ class _Run:
         """Follow the run until it has come so far."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            for entry in self._processes.entries():
-                self._chronicle.hear(entry)
+            self._read()
             self._view.show(self._chronicle, until.what)
             if until.holds():
                 return
             if ended := self._processes.unexpected_exit():
-                raise _Trouble(f"{ended.name} ended with {ended.code}; its log ends with:\n{ended.last_words}")
+                raise _Trouble(
+                    f"{ended.name} ended with {ended.code}; its log ends with:\n{ended.last_words}"
+                )
             if time.monotonic() > deadline:
                 raise _Trouble(f"gave up after {PATIENCE_S:g} s: waited until {until.what}")
             time.sleep(TICK_S)
 
+    def _read(self) -> None:
+        for entry in self._processes.entries():
+            self._chronicle.hear(entry)
+
     def _strike(self, fault: Fault) -> None:
         time.sleep(fault.moment * STEP_TIME_MS / 1000)
+        self._read()
         number = signal.SIGKILL if fault.kind is Kind.KILL else signal.SIGSTOP
         self._chronicle.strike(fault, self._processes.send(fault.replica_id, number))
 

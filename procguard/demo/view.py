@@ -1,10 +1,9 @@
-"""How a run looks while it goes on: a live picture on a terminal, plain lines elsewhere, nothing for ``--json``."""
+"""How a run looks: a live picture on a terminal, plain lines elsewhere, nothing for ``--json``."""
 
 from __future__ import annotations
 
+import sys
 import time
-from contextlib import ExitStack
-from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,13 +14,17 @@ from rich.text import Text
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.codec import decode, encode
 from procguard.demo.chronicle import Chronicle
-from procguard.demo.report import timeline
+from procguard.demo.report import HEADINGS, Result, closing_sentence, outcome, rows, timeline
 from procguard.env import parse_address
 from procguard.messages import JobView, MemberState, MemberView, Snapshot, SnapshotRequest
 
+PLAIN_WIDTH = 120
+"""Of the table where there is no terminal."""
 REDRAW_S = 0.15
 LINES_AROUND_TIMELINE = 9
 """What the picture needs besides its members and its timeline."""
+LINES_MIN = 5
+ANSWERS_MAX = 10
 STYLES = {
     MemberState.ALIVE: "green",
     MemberState.SUSPECT: "yellow",
@@ -31,16 +34,22 @@ STYLES = {
 
 
 class SilentView:
-    """Shows nothing."""
+    """Shows nothing. A view is a context manager around its run."""
 
     def watch(self, address: str) -> None:
-        pass
+        """The lighthouse listens at this address."""
 
     def show(self, chronicle: Chronicle, waiting_for: str) -> None:
+        """What has happened so far; called at every tick of the run."""
+
+    def __enter__(self) -> SilentView:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         pass
 
 
-class LineView:
+class LineView(SilentView):
     """Says each thing when it has happened."""
 
     def __init__(self, console: Console) -> None:
@@ -48,11 +57,120 @@ class LineView:
         self._began_at = time.monotonic()
         self._said_count = 0
 
-    def watch(self, address: str) -> None:
-        self._console.print(f"Lighthouse at {address}; starting the replicas", highlight=False)
-
     def show(self, chronicle: Chronicle, waiting_for: str) -> None:
         news = chronicle.milestones[self._said_count :]
         self._said_count += len(news)
         for line in timeline(news, self._began_at):
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, line)
+
+
+class LiveView(LineView):
+    """Members and quorum as the lighthouse sees them, and the timeline, which alone stays at the end."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._window: Window | None = None
+        self._redraw_at = 0.0
+        self._lines: list[str] = []
+
+    def watch(self, address: str) -> None:
+        self._window = Window(address)
+
+    def show(self, chronicle: Chronicle, waiting_for: str) -> None:
+        now = time.monotonic()
+        if now < self._redraw_at:
+            return
+        self._redraw_at = now + REDRAW_S
+        self._lines = timeline(chronicle.milestones, self._began_at)
+        job = self._window.job() if self._window else None
+        self._live.update(self._picture(job, f"{now - self._began_at:7.3f} s  ... until {waiting_for}"))
+        self._live.refresh()
+
+    def _picture(self, job: JobView | None, present: str) -> RenderableType:
+        members = job.members if job else ()
+        lines_max = self._console.height - LINES_AROUND_TIMELINE - len(members)
+        lines = [*self._lines[-max(LINES_MIN, lines_max) :], present]
+        timeline_text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        return Group(_members_table(members), _quorum_line(job), Panel(timeline_text, title="Timeline"))
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+        if self._window:
+            self._window.close()
+        for line in self._lines:
+            say(self._console, line)
+
+
+class Window:
+    """Looks into the lighthouse without ever waiting for it: each look asks, and shows the last answer."""
+
+    def __init__(self, address: str) -> None:
+        where = parse_address(address)
+        self._transport = ZmqMemberTransport(where.host, where.port)
+        self._snapshot: Snapshot | None = None
+
+    def job(self) -> JobView | None:
+        """The demo's job as it was a moment ago."""
+        for frame in self._transport.receive(ANSWERS_MAX):
+            answer = decode(frame)
+            if isinstance(answer, Snapshot):
+                self._snapshot = answer
+        self._transport.send(encode(SnapshotRequest("")))
+        return self._snapshot.jobs[0] if self._snapshot and self._snapshot.jobs else None
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def chosen_view(*, silent: bool) -> SilentView:
+    """The view that fits to where the output goes."""
+    if silent:
+        return SilentView()
+    console = Console()
+    return LiveView(console) if console.is_terminal else LineView(console)
+
+
+def print_report(result: Result) -> None:
+    """The table, the figures, the sentence."""
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    recovery = "on" if result.proactive else "off"
+    table = Table(*HEADINGS, title=f"Seed {result.seed}, proactive recovery {recovery}", show_lines=True)
+    for row in rows(result):
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    for line in (outcome(result), closing_sentence(result)):
+        console.print(line, markup=False, highlight=False)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _members_table(members: tuple[MemberView, ...]) -> Table:
+    table = Table("Replica", "State", "Step", "Phase", "Incarnation", "Pid", "Why", expand=True)
+    for member in members:
+        style = STYLES[member.state]
+        table.add_row(
+            member.replica_id,
+            Text(member.state.name.lower(), style),
+            str(member.step),
+            member.phase.name.lower(),
+            str(member.incarnation.number),
+            str(member.process.pid),
+            Text(str(member.cause) if member.cause else "", style),
+        )
+    return table
+
+
+def _quorum_line(job: JobView | None) -> Text:
+    if job is None or job.quorum is None:
+        return Text(" No quorum yet", "yellow")
+    number, members = job.quorum.quorum_id.number, ", ".join(job.quorum.replica_ids)
+    return Text(f" Quorum {number}: replicas {members}, {job.quorum.age_s:.1f} s old")

@@ -250,16 +250,18 @@ class Core:
         for timer, subject in self.roster.timers.due(now):
             if timer is Timer.BEACON:
                 beacon_due = True
+                self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
             else:
                 self._timer_over(timer, subject, now)
         for member in self.roster.leases.due(now):
             self._lease_over(member, now)
-        for job in [self.roster.jobs[job_id] for job_id in self.roster.undecided]:
+        for job_id in tuple(self.roster.undecided):
+            del self.roster.undecided[job_id]
+            job = self.roster.jobs[job_id]
             batch = job.notices.flush(self.roster.epoch, now)
             if batch:
                 self.roster.effects.append(Publish(job.job_id, batch))
             self._decide(job, now)
-        self.roster.undecided.clear()
         if beacon_due:
             self._beacon(now)
 
@@ -289,7 +291,6 @@ class Core:
 
     def _beacon(self, now: float) -> None:
         """Tell listeners what they should have heard, and waiters why they wait."""
-        self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
         for job in list(self.roster.jobs.values()):
             self.roster.forget_long_dead(job, now)
             if not job.members:

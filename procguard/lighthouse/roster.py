@@ -23,11 +23,11 @@ from procguard.messages import (
     QUORUM_NUMBER_BITS,
     Cause,
     CauseKind,
-    Claim,
     Hello,
     Incarnation,
     MemberState,
     Notice,
+    QuorumClaim,
     QuorumId,
     Rejected,
     Rejoin,
@@ -158,7 +158,7 @@ class Roster:
         self._introduce(member, hello, peer)
         self.lease(member, now)
         if hello.claim and hello.claim.quorum:
-            self._consider_claim(job, hello.claim, member, now)
+            self._consider_claim(job, hello.claim.quorum, member, now)
         self.undecided[job.job_id] = None
         self._welcome(peer, hello.topic, member)
 
@@ -188,11 +188,9 @@ class Roster:
         if self._by_topic.get(member.topic) is member:
             del self._by_topic[member.topic]
 
-    def _consider_claim(self, job: Job, claim: Claim, member: Member, now: float) -> None:
+    def _consider_claim(self, job: Job, quorum: QuorumClaim, claimant: Member, now: float) -> None:
         """Learn the previous quorum, which this lighthouse has forgotten, from one that was in it."""
-        quorum = claim.quorum
-        assert quorum is not None
-        member.asked = True
+        claimant.asked = True
         known = job.previous.quorum_id if job.previous else QuorumId(0, 0)
         if quorum.quorum_id <= known or quorum.quorum_id.epoch >= self.epoch:
             return
@@ -202,7 +200,7 @@ class Roster:
         for replica_id, incarnation in quorum.members:
             given_here = incarnation.epoch >= self.epoch
             if not given_here and not job.is_over(replica_id, incarnation):
-                self._consider_claimed(job, replica_id, incarnation, member, now)
+                self._consider_claimed(job, replica_id, incarnation, claimant, now)
 
     def _consider_claimed(
         self, job: Job, replica_id: str, incarnation: Incarnation, claimant: Member, now: float
@@ -245,9 +243,9 @@ class Roster:
     def topic_held(self, topic: bytes) -> None:
         self._held[topic] = None
         _bound(self._held, TOPICS_MAX)
-        peer = self._welcomes.pop(topic, b"")
+        peer = self._welcomes.pop(topic, None)
         member = self._by_topic.get(topic)
-        if member is not None and member.live:
+        if peer and member is not None and member.live:
             self.send(peer, self._welcome_to(member))
 
     def topic_lost(self, topic: bytes, now: float) -> None:
@@ -283,9 +281,9 @@ class Roster:
             self._log(logging.INFO, f"{name} left at step {member.step}, telling the others", member)
             return
         verb = "timed out" if cause.kind is CauseKind.HEARTBEAT_TIMEOUT else "failed"
-        where = f"pid {member.process.pid} on {member.process.host}, step {member.step}"
-        text = f"{name} {verb}: {cause} ({where}), sending failure notification"
-        self._log(logging.WARNING, text, member)
+        process = member.process
+        where = f" (pid {process.pid} on {process.host}, step {member.step})" if member.token else ""
+        self._log(logging.WARNING, f"{name} {verb}: {cause}{where}, sending failure notification", member)
 
     def revive(self, member: Member, trigger: Trigger, now: float) -> None:
         if member.state is MemberState.SUSPECT:

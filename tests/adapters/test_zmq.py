@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import socket
 import struct
@@ -12,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import zmq
@@ -44,12 +44,14 @@ def member(lighthouse: ZmqLighthouseTransport) -> Iterator[ZmqMemberTransport]:
 def stranger() -> Iterator[Callable[..., zmq.Socket]]:
     """Makes ZeroMQ sockets that keep none of our rules."""
     context = zmq.Context()
+    kept: list[zmq.Socket] = []  # one that is collected is closed
 
     def connect(kind: int, port: int, **options: object) -> zmq.Socket:
         opened = context.socket(kind)
         for name, value in options.items():
             setattr(opened, name, value)
         opened.connect(f"tcp://127.0.0.1:{port}")
+        kept.append(opened)
         return opened
 
     yield connect
@@ -132,7 +134,7 @@ def test_a_port_that_cannot_be_is_refused(port):
         ZmqLighthouseTransport("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("host", ["", "a b", "host/path", "a" * 3000])
+@pytest.mark.parametrize("host", ["", "[]", "a b", "host/path"])
 def test_a_host_that_cannot_be_is_refused(host):
     with pytest.raises(UsageError, match="cannot connect to"):
         ZmqMemberTransport(host, 29510)
@@ -140,8 +142,16 @@ def test_a_host_that_cannot_be_is_refused(host):
 
 @pytest.mark.parametrize(
     ("bind", "host"),
-    [("127.0.0.1", "localhost"), ("localhost", "localhost"), ("*", "127.0.0.1"), ("0.0.0.0", "127.0.0.1")]
-    + [("::1", "::1"), ("[::1]", "[::1]"), ("*", "::1"), ("::", "127.0.0.1")],
+    [
+        ("127.0.0.1", "localhost"),
+        ("localhost", "localhost"),
+        ("*", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::1", "::1"),
+        ("[::1]", "[::1]"),
+        ("*", "::1"),
+        ("::", "127.0.0.1"),
+    ],
 )
 def test_names_and_both_families_reach_each_other(bind, host):
     if ":" in bind + host and not _has_ipv6():
@@ -149,9 +159,9 @@ def test_names_and_both_families_reach_each_other(bind, host):
     lighthouse = ZmqLighthouseTransport(bind, 0)
     member = ZmqMemberTransport(host, lighthouse.port)
     try:
-        member.listen(lighthouse.notice_port, [b"topic"])
         introduce(lighthouse, member)
-        arrived(lighthouse, Subscribed(b"topic")) if lighthouse.drain(1) == [] else None
+        member.listen(lighthouse.notice_port, [b"topic"])
+        arrived(lighthouse, Subscribed(b"topic"))
     finally:
         member.close()
         lighthouse.close()
@@ -201,7 +211,7 @@ def test_frames_under_a_chosen_routing_id_are_dropped(lighthouse, member, strang
     plain = stranger(zmq.DEALER, lighthouse.port)
     plain.send(b"plain")
     assert [at.payload for at in arrived(lighthouse, Frame)] == [b"plain"]
-    assert arrived(lighthouse, HandshakeFailed) if lighthouse.drain(100) else True
+    assert lighthouse.drain(100) == []
 
 
 def test_the_id_of_another_peer_cannot_be_taken(lighthouse, member, stranger):
@@ -298,8 +308,8 @@ def test_who_speaks_another_protocol_is_turned_away_at_once(lighthouse, member, 
         [failed] = arrived(lighthouse, HandshakeFailed)
         assert "HTTP or gRPC client?" in failed.text
         assert f"port {lighthouse.port}" in failed.text
-        with pytest.raises((ConnectionError, BrokenPipeError)) if client.recv(100) == b"lost" else _nothing():
-            while client.recv(100):  # what libzmq had greeted it with, then the end
+        with suppress(ConnectionError):
+            while client.recv(100):  # what libzmq greets everybody with, then the end
                 pass
     introduce(lighthouse, member)
 
@@ -373,7 +383,7 @@ def test_a_signal_handler_can_wake(lighthouse):
 def test_a_forked_child_closes_and_collects_without_harm():
     output = run(
         """
-        import os, sys
+        import os, sys, warnings
         from procguard.adapters.zmq import ZmqLighthouseTransport, ZmqMemberTransport
         lighthouse = ZmqLighthouseTransport("127.0.0.1", 0)
         member = ZmqMemberTransport("127.0.0.1", lighthouse.port)
@@ -381,6 +391,7 @@ def test_a_forked_child_closes_and_collects_without_harm():
         for way in ("close", "collect"):
             child = os.fork()
             if child == 0:
+                warnings.simplefilter("ignore", ResourceWarning)  # the sockets are the parent's
                 if way == "close":
                     member.close()
                     lighthouse.close()
@@ -448,14 +459,12 @@ def test_importing_it_brings_zmq_and_nothing_heavy():
         import procguard.adapters.zmq
         ours = {name for name in sys.modules if name.split(".")[0] == "procguard"}
         print(sorted(ours - {"procguard", "procguard.adapters"}))
-        print([name for name in ("asyncio", "msgpack", "psutil", "numpy", "zmq.asyncio") if name in sys.modules])
+        print(sorted({"asyncio", "msgpack", "psutil", "numpy", "zmq.asyncio"} & set(sys.modules)))
         """
     )
     ours, heavy = output.splitlines()
-    assert ours == str(
-        ["procguard.adapters.base", "procguard.adapters.zmq", "procguard.adapters.zmq_handshakes"]
-        + ["procguard.adapters.zmq_sockets", "procguard.errors", "procguard.messages"]
-    )
+    rooms = ("adapters.base", "adapters.zmq", "adapters.zmq_handshakes", "adapters.zmq_sockets")
+    assert ours == str([f"procguard.{room}" for room in (*rooms, "errors", "messages")])
     assert heavy == "[]"
 
 
@@ -469,4 +478,3 @@ def test_wait_ends_with_what_arrives(lighthouse, member):
     began = time.monotonic()
     lighthouse.wait(DEADLINE_S)
     assert time.monotonic() - began < DEADLINE_S / 2
-    os.sched_yield()

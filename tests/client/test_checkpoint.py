@@ -6,6 +6,8 @@ import contextlib
 import http.client
 import logging
 import os
+import select
+import signal
 import socket
 import threading
 import time
@@ -361,6 +363,20 @@ def test_garbage_gets_a_plain_4xx(
     assert capfd.readouterr() == ("", "")
 
 
+def test_transfers_beyond_the_limit_wait_for_their_turn(
+    source: HTTPTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_source, "TRANSFER_COUNT_MAX", 2)
+    url = source.metadata()
+    source.send_checkpoint([1, 2, 3], 7, LARGE, LONG)
+    with SlowReceiver(url, 7) as first, SlowReceiver(url, 7) as second:
+        running = [first.begin(), second.begin()]
+        with SlowReceiver(url, 7) as third:
+            assert not select.select([third.socket], [], [], 0.1)[0]
+            running[0].read()
+            assert third.begin().status == 200
+
+
 def test_connections_are_bounded(
     source: HTTPTransport, healing: HTTPTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,19 +656,17 @@ def test_a_forked_child_has_no_part_in_it(
     source.send_checkpoint([1], 7, LARGE, LONG)
     with SlowReceiver(url, 7) as receiver:
         response = receiver.begin()
-        child_done, child_says = os.pipe()
-        parent_gone, parent_says = os.pipe()
+        answered, answers = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.close(parent_says)
-                os.write(child_says, b"ok" if is_inert(source) else b"no")
-                os.read(parent_gone, 1)
+                os.write(answers, b"inert" if is_inert(source) else b"alive")
+                signal.pause()
             finally:
                 os._exit(0)
-        os.close(child_says)
         try:
-            assert os.read(child_done, 2) == b"ok"
+            assert select.select([answered], [], [], DEADLINE_S)[0], "the child hangs"
+            assert os.read(answered, 5) == b"inert"
             assert len(response.read()) == encode(LARGE).length_bytes
             healing.recv_checkpoint(0, url, 7, LONG)
             source.shutdown()  # and the child, which lives, keeps the port from nobody
@@ -660,10 +674,10 @@ def test_a_forked_child_has_no_part_in_it(
             with pytest.raises(CheckpointError):
                 healing.recv_checkpoint(0, url, 7, LONG)
         finally:
-            os.close(parent_says)
+            os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            for pipe_end in (child_done, parent_gone):
-                os.close(pipe_end)
+            os.close(answered)
+            os.close(answers)
 
 
 def is_inert(inherited: HTTPTransport) -> bool:

@@ -173,7 +173,7 @@ class Story:
         self._errands: list[Person] = []
         self._numbers = count(1)
         self._tick = 1
-        self._batching = False
+        self._batches_open = 0
         self.start_lighthouse(epoch, min_replicas=min_replicas, restarted=restarted)
 
     def start_lighthouse(self, epoch: int, *, min_replicas: int = 1, restarted: bool = False) -> None:
@@ -201,9 +201,10 @@ class Story:
 
     @contextmanager
     def one_batch(self) -> Iterator[None]:
-        self._batching = True
+        """All that is told within is one batch."""
+        self._batches_open += 1
         yield
-        self._batching = False
+        self._batches_open -= 1
         self._end_batch()
 
     def time_passes(self) -> list[Effect]:
@@ -212,7 +213,7 @@ class Story:
         return effects
 
     def _end_batch(self) -> None:
-        if self._batching:
+        if self._batches_open:
             return
         self.time_passes()
         while self._errands:

@@ -84,20 +84,21 @@ def test_a_name_neither_ends_a_line_nor_steers_a_terminal(pipe: Pipe) -> None:
 
 def test_nobody_waits_for_a_log_that_is_not_read(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_lines, "LINES_WAITING_MAX", 10)
-    monkeypatch.setattr(log_lines, "LAST_LINES_S", 0.01)
     writer = LineWriter(pipe.writing)
     writer.setFormatter(TextLines())
     line = logging.makeLogRecord({"levelname": "INFO", "msg": "x" * 32_768})
     for _ in range(100):  # a pipe holds two of them, the queue ten
         writer.handle(line)
-    writer.close()  # nor does the end
-
-    first = os.read(pipe.reading, 1 << 20)
-    writer.handle(line)
-    while b"lines of this log are lost: nobody was reading it" not in first:
-        first = first[-100:] + os.read(pipe.reading, 1 << 20)
+    seen = b""
+    while b"lines of this log are lost: nobody was reading it" not in seen:
+        seen = seen[-100:] + os.read(pipe.reading, 1 << 20)
         writer.handle(line)
-    monkeypatch.undo()
+
+    for _ in range(100):
+        writer.handle(line)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(log_lines, "LAST_LINES_S", 0.01)
+        writer.close()
     pipe.end_reading()
     writer.close()
     os.close(pipe.writing)
