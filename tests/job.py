@@ -25,8 +25,9 @@ from typing import Any
 import psutil
 
 from procguard.messages import MemberView, Snapshot, SnapshotRequest
-from tests.lighthouse.running import DEADLINE_S, REPOSITORY, Lighthouse, free_ports
+from tests.lighthouse.running import REPOSITORY, Lighthouse, free_ports
 
+DEADLINE_S = float(os.environ.get("DL", "60"))
 MARK = "PROCGUARD_TEST_JOB"
 """In the environment of every trainer, and so of every process that comes of it."""
 TICK_S = 0.02
@@ -130,7 +131,7 @@ class Trainer:
         self.process.stdout.close()
 
     def tail(self) -> str:
-        lines = [json.dumps(event) for event in self.events[-TAIL_COUNT:]]
+        lines = [*map(json.dumps, self.events[-TAIL_COUNT:]), *self.log.splitlines()[-TAIL_COUNT:]]
         return "\n  ".join([f"{self.replica_id} (pid {self.pid}, exit code {self.process.poll()})", *lines])
 
 

@@ -63,7 +63,9 @@ class Trainer:
         asked_to_end = False
         while True:
             manager.start_quorum()
-            gradients = np.random.default_rng((manager.current_step(), self._share)).normal(size=WEIGHTS_COUNT)
+            gradients = np.random.default_rng((manager.current_step(), self._share)).normal(
+                size=WEIGHTS_COUNT
+            )
             word = self.next_word()
             if word == "finish":
                 asked_to_end = True
@@ -95,6 +97,7 @@ class Trainer:
             size=manager.num_participants(),
             incarnation=str(manager._membership.incarnation),
             listeners=manager.listening_pids(),
+            watched=not any(thread.name == "procguard-session" for thread in threading.enumerate()),
             weights=hashlib.sha256(self.weights.tobytes()).hexdigest()[:16],
         )
 

@@ -2,7 +2,8 @@
 
 Every wait is bounded by time without progress, not by the whole: how long a state takes depends on its
 size, how long a source may be silent does not. Another thread can end the fetch at any moment: it shuts
-the socket down, which also frees a blocked connect or receive (closing it would not).
+the socket down, which also frees a blocked connect or receive (closing it would not). Only a look-up of
+a host's name runs to its end; sources name themselves by address.
 
 One attempt, no retries: whether to ask again, and whom, is the Manager's to say.
 """

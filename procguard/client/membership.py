@@ -137,7 +137,7 @@ class Membership:
     def say_last_words(self, error: BaseException) -> None:
         """An uncaught exception is about to end this process: let the obituary say which."""
         if self._companion:
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            text = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
             self._companion.tell(LastWords(text[:LAST_WORDS_MAX]))
 
     def leave(self, step: int) -> None:

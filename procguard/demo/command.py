@@ -10,10 +10,15 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from procguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from procguard.demo.report import Result
+    from procguard.demo.run import Setting
 
 REPLICAS_MAX = 32
 SEEDS = 10_000
@@ -32,8 +37,11 @@ NEEDED = {"numpy": "numpy", "sklearn": "scikit-learn", "rich": "rich"}
 @click.option(
     "--no-proactive", is_flag=True, help="Without failure notices: each survivor finds out by itself."
 )
+@click.option("--compare", is_flag=True, help="Both ways, one after the other, with the same seed.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print nothing but one JSON object.")
-def demo(*, replicas: int, kills: int, seed: int | None, no_proactive: bool, json_wanted: bool) -> None:
+def demo(
+    *, replicas: int, kills: int, seed: int | None, no_proactive: bool, compare: bool, json_wanted: bool
+) -> None:
     """Kill and stop replicas of a small training job, and watch it go on.
 
     Starts a lighthouse and some replicas of examples/train_digits.py on this machine. One is killed with
@@ -41,29 +49,48 @@ def demo(*, replicas: int, kills: int, seed: int | None, no_proactive: bool, jso
     Exit code 0 means that all survivors were told, none was restarted, and all ended with the same weights.
     """
     _check_extra()
-    from procguard.demo.report import as_json, broken_promises
-    from procguard.demo.run import Setting, play
-    from procguard.demo.view import chosen_view, print_report
+    from procguard.demo.report import as_json, broken_promises, closing_sentence, comparison
+    from procguard.demo.run import Setting
 
+    if compare and no_proactive:
+        raise UsageError("--compare runs with and without failure notices; leave out --no-proactive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
     setting = Setting(replicas, kills, secrets.randbelow(SEEDS) if seed is None else seed, not no_proactive)
+    result = _played(setting, silent=json_wanted)
+    other = _played(setting._replace(proactive=False), silent=json_wanted) if compare else None
+    if json_wanted:
+        facts = as_json(result)
+        click.echo(json.dumps({**facts, "without_proactive": as_json(other)} if other else facts))
+    if broken_promises(result) or (other and broken_promises(other)):
+        sys.exit(1)
+    if not json_wanted:
+        click.echo(closing_sentence(result))
+        if other:
+            click.echo(comparison(result, other))
+
+
+def _played(setting: Setting, *, silent: bool) -> Result:
+    """Play a story and show it; its folder is kept if a promise was broken."""
+    from procguard.demo.report import broken_promises
+    from procguard.demo.run import play
+    from procguard.demo.view import chosen_view, print_report
+
     folder = Path(tempfile.mkdtemp(prefix="procguard-demo-"))
     try:
-        with chosen_view(silent=json_wanted) as view:
+        with chosen_view(silent=silent) as view:
             result = play(setting, folder, view)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    if json_wanted:
-        click.echo(json.dumps(as_json(result)))
-    else:
+    if not silent:
         print_report(result)
-    if broken := broken_promises(result):
-        say = [f"Broken: {promise}" for promise in broken]
-        again = f"procguard demo --seed {setting.seed}"
-        click.echo("\n".join([*say, f"Logs and journals are in {folder}; once more: {again}"]), err=True)
-        sys.exit(1)
-    shutil.rmtree(folder)
+    broken = broken_promises(result)
+    if not broken:
+        shutil.rmtree(folder)
+        return result
+    lines = [f"Broken: {promise}" for promise in broken]
+    click.echo("\n".join([*lines, f"Logs and journals are in {folder} (seed {setting.seed})"]), err=True)
+    return result
 
 
 def _check_extra() -> None:

@@ -9,14 +9,8 @@ from procguard.demo.chronicle import Chronicle, Incident, Milestone, Stage
 from procguard.demo.faults import Kind
 
 ACCURACY_MIN = 0.9
-HEADINGS = (
-    "Replica",
-    "What happened",
-    "Survivors were told after",
-    "Next step after",
-    "Healed after",
-    "Steps lost",
-)
+SURVIVORS_LISTED_MAX = 4
+"""More of them share a line."""
 
 
 class Result(NamedTuple):
@@ -108,32 +102,35 @@ def _rounded(milliseconds: float | None) -> float | None:
 # --- words
 
 
+_DEEDS = {Kind.KILL: "kill -9", Kind.STOP: "SIGSTOP"}
+_PARTICIPLES = {Kind.KILL: "killed", Kind.STOP: "stopped"}
+_HEALED_SINCE = {Kind.KILL: "the kill, in a new process", Kind.STOP: "SIGCONT"}
+
+
+def headings(result: Result) -> tuple[str, ...]:
+    """Of the table's columns."""
+    told = "Survivors were told after" if result.proactive else "Survivors found out after"
+    return ("Replica", "What happened", told, "Next step after", "Healed", "Steps lost")
+
+
 def rows(result: Result) -> list[tuple[str, ...]]:
-    """The table, a row for each incident; the columns are ``HEADINGS``."""
+    """The table, a row for each incident."""
     return [
         (
             incident.fault.replica_id,
-            _deed(incident),
-            _told(incident),
+            f"{_DEEDS[incident.fault.kind]}\nin step {incident.step}",
+            ("\n" if len(incident.survivors) <= SURVIVORS_LISTED_MAX else ", ").join(_told(incident)),
             _span(incident.next_step_ms),
-            f"{_span(incident.healed_ms)} {_HEALED_SINCE[incident.fault.kind]}",
+            f"{_span(incident.healed_ms)} after\n{_HEALED_SINCE[incident.fault.kind]}",
             str(incident.steps_lost),
         )
         for incident in result.chronicle.incidents
     ]
 
 
-_DEEDS = {Kind.KILL: "kill -9", Kind.STOP: "SIGSTOP"}
-_HEALED_SINCE = {Kind.KILL: "(new process)", Kind.STOP: "(after SIGCONT)"}
-
-
-def _deed(incident: Incident) -> str:
-    return f"{_DEEDS[incident.fault.kind]} in step {incident.step}"
-
-
-def _told(incident: Incident) -> str:
+def _told(incident: Incident) -> list[str]:
     told = {survivor: (at - incident.at) * 1000 for survivor, at in incident.told.items()}
-    return ", ".join(f"{survivor}: {_span(told.get(survivor))}" for survivor in incident.survivors)
+    return [f"replica {survivor}: {_span(told.get(survivor))}" for survivor in incident.survivors]
 
 
 def _span(milliseconds: float | None) -> str:
@@ -156,19 +153,28 @@ def outcome(result: Result) -> str:
 
 
 def closing_sentence(result: Result) -> str:
-    """What was shown, in words."""
+    """What was shown, in words; for a run that broke no promise."""
+    chronicle = result.chronicle
     told = [
-        f"{_PARTICIPLES[i.fault.kind]} and the others knew after {_span(max(i.told_ms))}"
-        for i in result.chronicle.incidents
+        f"replica {i.fault.replica_id} was {_PARTICIPLES[i.fault.kind]} and the others knew after "
+        f"{_span(max(i.told_ms))}"
+        for i in chronicle.incidents
     ]
-    how = "Replica " + "; replica ".join(told)
     return (
-        f"{how}; the job went on each time, no survivor was restarted, and all "
-        f"{len(result.chronicle.replica_ids)} replicas ended with the same weights."
+        f"{'; '.join(told).replace('r', 'R', 1)}. The job went on each time: no survivor was restarted, and "
+        f"all {len(chronicle.replica_ids)} ended with the same weights and {result.accuracy:.1%} accuracy."
     )
 
 
-_PARTICIPLES = {Kind.KILL: "was killed", Kind.STOP: "was stopped"}
+def comparison(proactive: Result, other: Result) -> str:
+    """What the same faults cost without proactive recovery."""
+    pairs = zip(proactive.chronicle.incidents, other.chronicle.incidents, strict=True)
+    costs = [
+        f"{_span(without.next_step_ms)} instead of {_span(with_it.next_step_ms)} after the "
+        f"{with_it.fault.kind.value} of replica {with_it.fault.replica_id}"
+        for with_it, without in pairs
+    ]
+    return f"Without proactive recovery the next step took {' and '.join(costs)}."
 
 
 def timeline(milestones: Sequence[Milestone], from_s: float) -> list[str]:
@@ -182,11 +188,11 @@ def _in_words(milestone: Milestone) -> str:
         return "all replicas train" if milestone.stage is Stage.TRAINING else "all replicas have ended"
     victim, kind = incident.fault.replica_id, incident.fault.kind
     if milestone.stage is Stage.STRUCK:
-        return f"{_DEEDS[kind]} of replica {victim} in step {incident.step}"
+        return f"replica {victim}: {_DEEDS[kind]} in step {incident.step}"
     if milestone.stage is Stage.TOLD:
-        return f"  the others know: {_told(incident)}"
+        return f"  the others know: {', '.join(_told(incident))}"
     if milestone.stage is Stage.RESUMED:
-        return f"  their next step without it is done after {_span(incident.next_step_ms)}"
+        return f"  the next step, without it, is done after {_span(incident.next_step_ms)}"
     if milestone.stage is Stage.RETURNED:
-        return f"  replica {victim}: {'a new process is started' if kind is Kind.KILL else 'SIGCONT'}"
-    return f"  replica {victim} has healed after {_span(incident.healed_ms)}, and trains with the others"
+        return f"replica {victim}: {'a new process is started' if kind is Kind.KILL else 'SIGCONT'}"
+    return f"  it has healed {_span(incident.healed_ms)} after {_HEALED_SINCE[kind]}"

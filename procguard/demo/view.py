@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,8 +14,8 @@ from rich.text import Text
 
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.codec import decode, encode
-from procguard.demo.chronicle import Chronicle
-from procguard.demo.report import HEADINGS, Result, closing_sentence, outcome, rows, timeline
+from procguard.demo.chronicle import Chronicle, Milestone
+from procguard.demo.report import Result, headings, outcome, rows, timeline
 from procguard.env import parse_address
 from procguard.messages import JobView, MemberState, MemberView, Snapshot, SnapshotRequest
 
@@ -25,6 +26,8 @@ LINES_AROUND_TIMELINE = 9
 """What the picture needs besides its members and its timeline."""
 LINES_MIN = 5
 ANSWERS_MAX = 10
+MEMBER_COLUMNS = {"Replica": 7, "State": 7, "Step": 7, "Phase": 10, "Incarnation": 11, "Pid": 10, "Why": None}
+"""Of fixed widths, so that the picture stands still."""
 STYLES = {
     MemberState.ALIVE: "green",
     MemberState.SUSPECT: "yellow",
@@ -72,17 +75,17 @@ class LiveView(LineView):
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._window: Window | None = None
         self._redraw_at = 0.0
-        self._lines: list[str] = []
+        self._milestones: Sequence[Milestone] = ()
 
     def watch(self, address: str) -> None:
         self._window = Window(address)
 
     def show(self, chronicle: Chronicle, waiting_for: str) -> None:
+        self._milestones = chronicle.milestones
         now = time.monotonic()
         if now < self._redraw_at:
             return
         self._redraw_at = now + REDRAW_S
-        self._lines = timeline(chronicle.milestones, self._began_at)
         job = self._window.job() if self._window else None
         self._live.update(self._picture(job, f"{now - self._began_at:7.3f} s  ... until {waiting_for}"))
         self._live.refresh()
@@ -90,7 +93,8 @@ class LiveView(LineView):
     def _picture(self, job: JobView | None, present: str) -> RenderableType:
         members = job.members if job else ()
         lines_max = self._console.height - LINES_AROUND_TIMELINE - len(members)
-        lines = [*self._lines[-max(LINES_MIN, lines_max) :], present]
+        said = timeline(self._milestones, self._began_at)
+        lines = [*said[-max(LINES_MIN, lines_max) :], present]
         timeline_text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         return Group(_members_table(members), _quorum_line(job), Panel(timeline_text, title="Timeline"))
 
@@ -102,7 +106,7 @@ class LiveView(LineView):
         self._live.stop()
         if self._window:
             self._window.close()
-        for line in self._lines:
+        for line in timeline(self._milestones, self._began_at):
             say(self._console, line)
 
 
@@ -136,16 +140,17 @@ def chosen_view(*, silent: bool) -> SilentView:
 
 
 def print_report(result: Result) -> None:
-    """The table, the figures, the sentence."""
+    """The table and the figures below it."""
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     recovery = "on" if result.proactive else "off"
-    table = Table(*HEADINGS, title=f"Seed {result.seed}, proactive recovery {recovery}", show_lines=True)
+    table = Table(
+        *headings(result), title=f"Seed {result.seed}, proactive recovery {recovery}", show_lines=True
+    )
     for row in rows(result):
         table.add_row(*row)
     console.print()
     console.print(table)
-    for line in (outcome(result), closing_sentence(result)):
-        console.print(line, markup=False, highlight=False)
+    say(console, outcome(result))
 
 
 def say(console: Console, line: str) -> None:
@@ -154,7 +159,9 @@ def say(console: Console, line: str) -> None:
 
 
 def _members_table(members: tuple[MemberView, ...]) -> Table:
-    table = Table("Replica", "State", "Step", "Phase", "Incarnation", "Pid", "Why", expand=True)
+    table = Table(expand=True)
+    for heading, width in MEMBER_COLUMNS.items():
+        table.add_column(heading, width=width, ratio=None if width else 1, no_wrap=True)
     for member in members:
         style = STYLES[member.state]
         table.add_row(

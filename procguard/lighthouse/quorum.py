@@ -86,7 +86,7 @@ def decide(
         return _formed(candidates, away)
     if away:
         return _short_of(Reason.PREVIOUS_MEMBERS_MISSING, len(incumbents), away)
-    if conditions.claimed and not incumbents:
+    if conditions.claimed:  # and nobody of it is back, or one would be away
         return Waiting(Reason.PREVIOUS_MEMBERS_MISSING, 0, 1)
     if missing:
         return _short_of(Reason.MEMBERS_MISSING, len(live), missing)

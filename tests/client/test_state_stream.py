@@ -201,7 +201,8 @@ def test_torch_tensors_survive_exactly() -> None:
         assert type(received) is torch.Tensor
         assert (received.dtype, received.shape, received.requires_grad) == (sent.dtype, sent.shape, False)
         bits = [
-            bytes(t.detach().resolve_conj().contiguous().flatten().view(torch.uint8).tolist()) for t in (sent, received)
+            bytes(t.detach().resolve_conj().contiguous().flatten().view(torch.uint8).tolist())
+            for t in (sent, received)
         ]
         assert bits[0] == bits[1]
 

@@ -312,6 +312,18 @@ class TestJoinTimeout:
         story.ask("a", "b")
         story.expect_quorum("a", "b", "c")
 
+    def test_one_without_a_listener_cannot_be_told_and_that_harms_nobody(self) -> None:
+        story = Story(settings=SETTINGS._replace(join_timeout_s=2.0))
+        mute = story.new_person("mute")
+        story.join("a", "b")
+        story.say(mute.trainer, mute.hello())
+        story.ask("a", "b", mute)
+        story.people["mute"] = mute
+        story.expect_quorum("a", "b", "mute")
+        story.ask("a", "b")
+        story.advance(2.1)
+        story.expect_quorum("a", "b")
+
     def test_a_member_that_never_asks_holds_up_the_first_quorum_for_so_long(self) -> None:
         story = Story()
         story.join("a", "b")

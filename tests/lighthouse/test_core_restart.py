@@ -214,6 +214,23 @@ class TestClaims:
             story.expect_quorum("a", "b")
             story.expect_no_notice()
 
+    def test_one_that_was_told_to_be_over_is_not_awaited_again(self) -> None:
+        story = trained("a", "b", "c")
+        story.restart()
+        story.silence("b", "c")
+        story.advance(3.0)
+        story.expect_notice("b", CauseKind.LOST_IN_RESTART)
+        story.expect_notice("c", CauseKind.LOST_IN_RESTART)
+        d = story.new_person("d", incarnation=Incarnation(EPOCH, 90))
+        claim = story.person("a").claimed
+        later = QuorumId(EPOCH, claim.quorum_id.number + 1)
+        d.claimed = QuorumClaim(later, (*claim.members, ("d", d.incarnation)))
+        story.people["d"] = d
+        story.come_back("d")
+        assert [story.state(name) for name in "abcd"] == [ALIVE, FAILED, FAILED, ALIVE]
+        story.advance(3.0)
+        story.expect_no_notice()
+
     def test_an_earlier_life_that_came_first_gives_way_to_the_later(self) -> None:
         story = Story()
         first = story.join("a")

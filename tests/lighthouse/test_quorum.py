@@ -157,6 +157,9 @@ class TestAfterARestart:
     def test_incumbents_do_not(self) -> None:
         conditions = PLAIN._replace(settling=True, claimed=True)
         assert names(decide([asking("a"), asking("b")], quorum("a", "b"), conditions)) == "ab"
+        live = [asking("a"), asking("b"), idle("c", suspect=True)]
+        outcome = decide(live, quorum("a", "b", "c"), conditions)
+        assert outcome == Waiting(Reason.PREVIOUS_MEMBERS_MISSING, 2, 3, ("c",))
 
     def test_without_any_claimed_member_only_after_the_join_timeout(self) -> None:
         live = [asking("n"), asking("o")]
