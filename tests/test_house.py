@@ -98,6 +98,8 @@ ROOMS = {
     "client.robust_mutex": "shell",
     "client.session": "pure",
     "client.state_stream": "shell",
+    "client.process_hooks": "shell",
+    "client.train_state": "shell",
     "client.witness": "shell",
     "client.work": "pure",
     "client.worker": "shell",

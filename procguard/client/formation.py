@@ -8,8 +8,6 @@ at once: nothing has been computed in it, so no step is lost.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,12 +18,11 @@ from procguard.client.checkpoint import CheckpointTransport
 from procguard.client.membership import Membership
 from procguard.client.process_group import ProcessGroup, Work
 from procguard.client.recovery_plan import RecoveryPlan, recovery_plan
+from procguard.client.train_state import TrainState
 from procguard.errors import CheckpointError, CollectiveAborted, CollectiveError, QuorumTimeout
 from procguard.messages import Participant, Phase, Quorum, Rank
 
 _log = logging.getLogger(__name__)
-
-NO_INCARNATION = (0, 0)
 
 
 @dataclass
@@ -48,22 +45,11 @@ class Round:
     concluded: bool = False
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far this replica is."""
-
-    step: int = 0
-    committed_in: int = 0
-    batches: int = 0
-    commit_failures: int = 0
-
-
 class Formation:
     """Forms quorums for one replica.
 
     Args:
-        progress: how far this replica is, now.
-        state_dict: the state that others heal from, with the Manager's own part.
+        state: how far this replica is, and what others heal from.
     """
 
     def __init__(
@@ -77,9 +63,7 @@ class Formation:
         init_sync: bool,
         timeout: timedelta,
         quorum_retries: int,
-        progress: Callable[[], Progress],
-        state_dict: Callable[[], Any],
-        clock: Callable[[], float] = time.monotonic,
+        state: TrainState,
     ) -> None:
         self._membership = membership
         self._pg = pg
@@ -89,9 +73,7 @@ class Formation:
         self._init_sync = init_sync
         self._timeout = timeout
         self._quorum_retries = quorum_retries
-        self._progress = progress
-        self._state_dict = state_dict
-        self._clock = clock
+        self._state = state
         self._asked = 0
         self._configured = 0
 
@@ -119,7 +101,7 @@ class Formation:
 
     def _participant(self, this: Round, broken: int) -> Participant:
         self._asked += 1
-        progress = self._progress()
+        progress = self._state.progress
         return Participant(
             replica_id=self._membership.replica_id,
             incarnation=self._membership.incarnation,
@@ -157,7 +139,7 @@ class Formation:
         plan, quorum = this.plan, this.quorum
         assert plan is not None and quorum is not None
         if plan.healers:
-            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state_dict(), self._timeout)
+            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state.save(), self._timeout)
         if plan.source is None:
             return
         self._membership.show(phase=Phase.HEAL)

@@ -22,33 +22,31 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import Enum
 from functools import partial
-from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from procguard.adapters.zmq import ZmqMemberTransport
-from procguard.client import listener
+from procguard.client import listener, process_hooks
 from procguard.client.abort import FencedAbort
 from procguard.client.checkpoint import CheckpointTransport, HTTPTransport
-from procguard.client.formation import Formation, Progress, Round
+from procguard.client.formation import Formation, Round
 from procguard.client.hosts import Host, ListenerProcess
 from procguard.client.lighthouse_client import local_address_toward
 from procguard.client.membership import Identity, Membership
 from procguard.client.options import ManagerOptions
 from procguard.client.process_group import ProcessGroup, Work
 from procguard.client.recovery_plan import RecoveryPlan
+from procguard.client.train_state import DEFAULT_PART, TrainState
 from procguard.client.witness import LifeLine
 from procguard.client.work import CompletedWork, ManagedWork, scaled, zeroed
 from procguard.client.worker import Worker
-from procguard.errors import CheckpointError, CollectiveAborted, CollectiveError, ProcGuardError, UsageError
+from procguard.errors import CollectiveAborted, CollectiveError, ProcGuardError, UsageError
 from procguard.messages import Notice, Phase
 
 _log = logging.getLogger(__name__)
@@ -65,13 +63,6 @@ class WorldSizeMode(Enum):
     """The batch grows and shrinks with the quorum."""
     FIXED_WITH_SPARES = 1
     """``min_replica_size`` replicas contribute; further ones are spares and contribute zeros."""
-
-
-class StateFns(NamedTuple):
-    """How to take over and give out one part of the train loop's state."""
-
-    load: Callable[[Any], None]
-    save: Callable[[], Any]
 
 
 class Manager:
@@ -159,10 +150,8 @@ class Manager:
         self._use_async_quorum = use_async_quorum
         self._world_size_mode = world_size_mode
         self._lock = threading.Lock()
-        self._state_lock = threading.Lock()
-        self._state_fns: dict[str, StateFns] = {}
+        self._state = TrainState()
         self.set_state_dict_fns(load_state_dict, state_dict)
-        self._progress = Progress()
         self._signs_of_progress = 0
         self._paused = False
         self._round: Round | None = None
@@ -182,11 +171,10 @@ class Manager:
             init_sync=init_sync,
             timeout=options.timeout,
             quorum_retries=options.quorum_retries,
-            progress=lambda: self._progress,
-            state_dict=self._manager_state_dict,
+            state=self._state,
         )
         self._quorum_thread = Worker("procguard-quorum")
-        _announce(self)
+        process_hooks.watch_over(self._membership)
 
     def _join(self, options: ManagerOptions) -> Membership:
         host, port = options.lighthouse.host, options.lighthouse.port
@@ -312,14 +300,11 @@ class Manager:
         if plan.initial and not enough:
             enough = plan.replica_world_size >= self._options.min_replica_size
         commits = enough and this.error is None and not this.behind
-        with self._lock:
-            this.concluded = True
-            progress = self._progress
-            if commits:
-                step, batches = progress.step + 1, progress.batches + len(contributors)
-                self._progress = Progress(step, quorum.quorum_id.packed, batches)
-            else:
-                self._progress = _after_failure(progress)
+        this.concluded = True
+        if commits:
+            self._state.commit(quorum.quorum_id.packed, len(contributors))
+        else:
+            self._state.fail()
         self._show(Phase.COMPUTE)
         self._check_retries()
         return commits
@@ -328,11 +313,11 @@ class Manager:
 
     def current_step(self) -> int:
         """Steps committed so far, healed ones included."""
-        return self._progress.step
+        return self._state.progress.step
 
     def batches_committed(self) -> int:
         """Batches that went into the committed steps, over all replicas."""
-        return self._progress.batches
+        return self._state.progress.batches
 
     def num_participants(self) -> int:
         """Replicas that contribute to this step. Waits for the quorum."""
@@ -414,7 +399,7 @@ class Manager:
         self, key: str, load_state_dict: Callable[[Any], None], state_dict: Callable[[], Any]
     ) -> None:
         """Add a part of the state that healing carries over."""
-        self._state_fns[key] = StateFns(load_state_dict, state_dict)
+        self._state.register(key, load_state_dict, state_dict)
 
     def set_state_dict_fns(
         self, load_state_dict: Callable[[Any], None] | None, state_dict: Callable[[], Any] | None
@@ -423,36 +408,24 @@ class Manager:
         if (load_state_dict is None) != (state_dict is None):
             raise UsageError("load_state_dict and state_dict go together: give both or neither")
         if load_state_dict is not None and state_dict is not None:
-            self.register_state_dict_fn("default", load_state_dict, state_dict)
+            self.register_state_dict_fn(DEFAULT_PART, load_state_dict, state_dict)
 
     def disallow_state_dict_read(self) -> None:
         """Keep the quorum thread from reading the state while the train loop changes it."""
-        if not self._state_lock.locked():
-            self._state_lock.acquire()
+        self._state.disallow_read()
 
     def allow_state_dict_read(self) -> None:
         """Let it be read again."""
-        if self._state_lock.locked():
-            self._state_lock.release()
+        self._state.allow_read()
 
     def state_dict(self) -> dict[str, int]:
         """The Manager's own state, to be saved in the user's checkpoints beside the model's."""
-        progress = self._progress
-        return {
-            "step": progress.step,
-            "batches_committed": progress.batches,
-            "committed_in": progress.committed_in,
-        }
+        return self._state.save_progress()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from a state of ``state_dict``."""
-        try:
-            step, batches = int(state_dict["step"]), int(state_dict["batches_committed"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"not a state dict of a Manager: {error!r} in {state_dict!r:.200}") from None
-        with self._lock:
-            self._progress = Progress(step, int(state_dict.get("committed_in", 0)), batches)
-        self._membership.show(step=step)
+        self._state.load_progress(state_dict)
+        self._membership.show(step=self.current_step())
 
     # --- progress -----------------------------------------------------------------------------------
 
@@ -481,7 +454,7 @@ class Manager:
         if self._closed or os.getpid() != self._pid:
             return
         self._closed = True
-        _running.discard(self)
+        process_hooks.forget(self._membership)
         self._membership.leave(self.current_step())
         self._quorum_thread.close(CLOSE_TIMEOUT_S)
         self._transport.shutdown(wait=wait)
@@ -532,31 +505,20 @@ class Manager:
         last.concluded = True
         if last.formed.exception() is None:
             self._transport.disallow_checkpoint()
-        with self._lock:
-            self._progress = _after_failure(self._progress)
+        self._state.fail()
 
     def _check_retries(self) -> None:
-        failures, allowed = self._progress.commit_failures, self._options.max_retries
+        failures, allowed = self._state.progress.commit_failures, self._options.max_retries
         if allowed is not None and failures > allowed:
             raise ProcGuardError(
                 f"{failures} steps in a row did not commit, more than max_retries={allowed} allows; the last "
                 f"error was: {self.errored()}"
             )
 
-    def _manager_state_dict(self) -> dict[str, Any]:
-        with self._state_lock:
-            parts = {key: fns.save() for key, fns in self._state_fns.items()}
-        return {"procguard": self.state_dict(), "user": parts}
-
     def _load(self, this: Round) -> None:
-        """Take over a fetched state: the user's parts first, then how far it is."""
+        """Take over the state that was fetched."""
         state, this.state = this.state, None
-        try:
-            for key, part in state["user"].items():
-                self._state_fns[key].load(part)
-        except Exception as error:
-            raise CheckpointError(f"the fetched state could not be loaded: {error!r}") from error
-        self.load_state_dict(state["procguard"])
+        self._state.load(state)
         this.behind = False
         _log.info("Healed: this replica is at step %d", self.current_step())
 
@@ -578,35 +540,4 @@ class Manager:
         if self._paused and phase is not Phase.PAUSED:
             return
         self._signs_of_progress += 1
-        self._membership.show(phase=phase, progress=self._signs_of_progress, step=self._progress.step)
-
-
-def _after_failure(progress: Progress) -> Progress:
-    return Progress(progress.step, progress.committed_in, progress.batches, progress.commit_failures + 1)
-
-
-_running: weakref.WeakSet[Manager] = weakref.WeakSet()
-_previous_hook: Callable[[type[BaseException], BaseException, TracebackType | None], Any] | None = None
-
-
-def _announce(manager: Manager) -> None:
-    """Let the process-wide hooks know of a Manager; the first one installs them."""
-    global _previous_hook  # noqa: PLW0603  # a hook is the process's, so is what stood there before
-    _running.add(manager)
-    if _previous_hook is None:
-        _previous_hook = sys.excepthook
-        sys.excepthook = _last_words
-        os.register_at_fork(after_in_child=_disown)
-
-
-def _last_words(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    for manager in list(_running):
-        manager._membership.say_last_words(error)
-    assert _previous_hook is not None
-    _previous_hook(kind, error, traceback)
-
-
-def _disown() -> None:
-    for manager in list(_running):
-        manager._membership.disown()
-    _running.clear()
+        self._membership.show(phase=phase, progress=self._signs_of_progress, step=self.current_step())

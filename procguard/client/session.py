@@ -351,7 +351,8 @@ class Session:
             return
         self.state = State.SILENT
         self._beat_at = self._retry_at = inf
-        self._effects.append(Tell(Over(self._incarnation, cause)))
+        if cause.kind is not CauseKind.LEFT:  # that it has left, the trainer knows best
+            self._effects.append(Tell(Over(self._incarnation, cause)))
 
     def _rejected(self, rejected: Rejected, now: float) -> None:
         if rejected.text != self._refusal:
@@ -400,7 +401,7 @@ class Session:
         if others:
             self._effects.append(Tell(Heard(others)))
         for notice in batch.notices:
-            if (notice.replica_id, notice.incarnation) == own and not notice.left:
+            if (notice.replica_id, notice.incarnation) == own:
                 self._over(notice.cause)
 
     def _say(self, level: int, text: str) -> None:

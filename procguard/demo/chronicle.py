@@ -98,7 +98,7 @@ class Chronicle:
         self.steps: dict[str, int] = dict.fromkeys(replica_ids, 0)
         self.ends: dict[str, Ended] = {}
         self.false_notices = 0
-        """Notices of replicas that were alive and running."""
+        """Notices of replicas to which nothing had been done."""
         self._proactive = proactive
         self._quorums: dict[str, int] = dict.fromkeys(replica_ids, 0)
         self._stray: defaultdict[int, Counter[str]] = defaultdict(Counter)

@@ -52,7 +52,7 @@ def broken_promises(result: Result) -> list[str]:
     if result.survivors_restarted:
         broken.append(f"{result.survivors_restarted} survivors did not live to the end")
     if chronicle.false_notices:
-        broken.append(f"{chronicle.false_notices} notices were of replicas that were alive")
+        broken.append(f"{chronicle.false_notices} notices were of replicas to which nothing was done")
     if not result.trouble and not result.weights_equal:
         broken.append(f"the final weights differ: {', '.join(sorted(result.weights))}")
     if not result.trouble and result.accuracy < ACCURACY_MIN:

@@ -275,6 +275,16 @@ class TestLease:
         story.advance(600.0)
         story.expect_no_notice()
 
+    def test_the_last_step_known_of_it_is_told(self) -> None:
+        story = Story()
+        a = story.join("a", "b")
+        a.step = 8
+        story.advance(0.1)
+        story.kill("b")
+        assert story.expect_notice("b", CauseKind.PROCESS_EXIT).step == 8
+        story.ask("a", step=9)
+        assert story.member("a").step == 9
+
     def test_what_lies_in_the_inbox_counts_before_the_clock(self) -> None:
         story = Story()
         a = story.join("a")
@@ -344,6 +354,7 @@ class TestEnd:
         story.say(b"guard", Obituary("train", b"", dead, Cause(CauseKind.PROCESS_EXIT, exit_code=1)))
         story.expect_notice("a", CauseKind.PROCESS_EXIT)
         story.expect_no_notice()
+        assert story.core.roster._buried == {}
 
     def test_an_obituary_before_the_hello_refuses_that_token(self) -> None:
         story = Story()
@@ -453,6 +464,7 @@ class TestStopped:
             story.advance(0.9)
             a.stopped = False
             story.advance(0.2)
+        story.advance(5.0)
         story.expect_no_notice()
 
     def test_when_it_continues_it_may_join_anew(self) -> None:
@@ -485,6 +497,13 @@ class TestStalled:
             story.advance(2.5)
             a.progress += 1
         assert story.state("a") is ALIVE
+
+    def test_progress_that_stands_still_is_none(self) -> None:
+        story = Story()
+        a = story.join("a", progress_timeout_s=3.0)
+        a.phase, a.progress = Phase.COMPUTE, 7
+        story.advance(3.3)
+        story.expect_notice("a", CauseKind.STALLED)
 
     @pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.COMPUTE])
     def test_only_compute_counts(self, phase: Phase) -> None:
@@ -551,6 +570,17 @@ class TestOlderLives:
         story.ask("a")
         assert story.expect(a, Rejoin).cause.kind is CauseKind.HEARTBEAT_TIMEOUT
         story.expect_no_quorum()
+
+    def test_a_quorum_request_of_an_earlier_life_of_one_that_lives(self) -> None:
+        story = Story()
+        a = story.join("a")
+        earlier = QuorumRequest(a.token, 600.0, participant(a))
+        story.silence("a")
+        story.advance(1.1)
+        story.rejoin("a")
+        story.say(a.trainer, earlier)
+        assert story.expect(a, Rejoin).incarnation == earlier.participant.incarnation
+        assert not story.member("a").waiting
 
     def test_a_claim_of_a_life_that_is_over_is_never_reborn(self) -> None:
         story = Story()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from procguard.lighthouse.events import Publish, Received, Send
+from procguard.lighthouse.events import Log, Publish, Received, Send
 from procguard.messages import (
     CauseKind,
     Excluded,
@@ -75,6 +75,15 @@ class TestForming:
             story.ask("b", "a")
             ids.append(story.expect_quorum("a", "b").quorum_id)
         assert ids == sorted(set(ids))
+
+    def test_only_a_new_membership_is_worth_a_line_in_the_log(self) -> None:
+        story = story_of("a", "b")
+        for _ in range(3):
+            story.ask("a", "b")
+        lines = [effect.text for effect in story.effects if isinstance(effect, Log)]
+        assert [line for line in lines if "Quorum" in line] == [
+            f"Quorum {story.job().quorum.quorum_id} of job train: 2 replicas (a, b)"
+        ]
 
     def test_and_with_commit_failures(self) -> None:
         story = story_of("a", "b")
@@ -229,6 +238,14 @@ class TestRounds:
         story.ask_again("a")
         story.expect_quorum("a", "b")
 
+    def test_which_is_renewed_when_it_is_repeated(self) -> None:
+        story = story_of("a", "b")
+        story.ask("a", ttl_s=5.0)
+        story.advance(4.0)
+        story.ask_again("a")
+        story.advance(4.0)
+        assert story.member("a").waiting
+
     def test_the_new_life_of_a_process_counts_its_rounds_anew(self) -> None:
         story = story_of("a", "b")
         a = story.person("a")
@@ -333,6 +350,29 @@ class TestJoinTimeout:
         story.expect_quorum("a")
         story.expect_nothing("b", Excluded)
 
+    def test_each_wait_has_its_own(self) -> None:
+        story = story_of("a", "b", "c")
+        story.ask("a", "b")
+        story.advance(30.0)
+        story.ask("c")
+        story.expect_quorum("a", "b", "c")
+        story.ask("a", "b")
+        story.advance(59.9)
+        story.expect_no_quorum()
+        story.advance(0.2)
+        story.expect_quorum("a", "b")
+
+    def test_who_is_left_out_is_told_where_it_beats_from(self) -> None:
+        story = story_of("a", "b", "c")
+        c = story.person("c")
+        story.silence("c")
+        story.ask("a", "b")
+        for _ in range(121):
+            story.advance(0.5)
+            story.say(b"connected anew", c.heartbeat())
+        (told,) = [e for e in story.effects if isinstance(e, Send) and isinstance(e.message, Excluded)]
+        assert told.peers == (b"connected anew",)
+
     def test_it_runs_only_while_the_numbers_hold_unbroken(self) -> None:
         story = story_of("a", "b", "c", "d", "e")
         story.ask("a", "b", "c")
@@ -395,11 +435,13 @@ class TestProgressBound:
         story.advance(1.5)
         story.expect_waiting("a", Reason.PREVIOUS_MEMBERS_MISSING, have=1, need=2)
 
-    def test_waiting_in_vain_is_no_step(self) -> None:
+    def test_waiting_is_no_step(self) -> None:
         story = story_of("a", "b")
         story.ask("b", ttl_s=30.0)
         story.advance(30.0)
-        story.ask("b")
+        story.ask("b", ttl_s=30.0)
+        story.advance(20.0)
+        story.ask_again("b")
         story.ask("a")
         story.expect_quorum("a", "b")
         story.ask("a")

@@ -278,6 +278,7 @@ class Chaos(RuleBasedStateMachine):
                 self.check_deadline(rooms.timers, (Timer.GRACE, member))
             if member.request:
                 self.check_deadline(rooms.timers, (Timer.REQUEST, member))
+            assert (member.request is not None) == ((Timer.REQUEST, member) in rooms.timers)
             assert (member.stopped and bool(member.token)) == ((Timer.STOPPED, member) in rooms.timers)
 
     def check_deadline(self, deadlines: Deadlines[Any], key: Any) -> None:

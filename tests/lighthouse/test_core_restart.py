@@ -19,7 +19,7 @@ from procguard.messages import (
     Rejoin,
     Welcome,
 )
-from tests.lighthouse.story import EPOCH, Story
+from tests.lighthouse.story import EPOCH, SETTINGS, Story
 
 ALIVE, SUSPECT, FAILED, _ = MemberState
 
@@ -158,6 +158,15 @@ class TestNoFork:
         story.advance(1.9)
         story.expect_no_quorum()
         story.advance(0.2)
+        story.expect_quorum("n")
+
+    def test_the_moment_that_is_over(self) -> None:
+        story = Story(restarted=True, settings=SETTINGS._replace(heartbeat_timeout_s=0.6))
+        story.join("n")
+        story.ask("n")
+        story.advance(1.19)
+        story.expect_no_quorum()
+        story.advance(0.02)
         story.expect_quorum("n")
 
     def test_a_first_start_waits_for_nobody(self) -> None:
