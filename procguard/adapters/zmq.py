@@ -68,6 +68,7 @@ class ZmqLighthouseTransport:
     def __init__(self, bind: str, port: int) -> None:
         raise_open_files_limit()
         self._process = os.getpid()
+        self._closed = False
         self._context: Context = zmq.Context(io_threads=1)
         self._router = open_socket(self._context, zmq.ROUTER, ROUTER)
         self._xpub = open_socket(self._context, zmq.XPUB, XPUB)
@@ -103,9 +104,9 @@ class ZmqLighthouseTransport:
         return self._notice_port
 
     def wait(self, timeout_s: float) -> None:
-        self._poller.poll(milliseconds(timeout_s))
-        with suppress(BlockingIOError):
-            self._woken.recv(WAKES_MAX)
+        for source, _ in self._poller.poll(milliseconds(timeout_s)):
+            if isinstance(source, int):  # the only plain fd among them
+                self._woken.recv(WAKES_MAX)
 
     def drain(self, count_max: int) -> list[Inbound]:
         arrived: list[Inbound] = []
@@ -167,8 +168,9 @@ class ZmqLighthouseTransport:
             self._waker.send(b"\0")
 
     def close(self) -> None:
-        if self._context.closed or self._process != os.getpid():
+        if self._closed or self._process != os.getpid():
             return
+        self._closed = True
         self._router.disable_monitor()
         self._monitor.close(linger=0)
         self._router.close()
@@ -181,6 +183,8 @@ class ZmqLighthouseTransport:
 class ZmqMemberTransport:
     """A member's end: a DEALER, and after ``listen`` a SUB. Connects, and resolves names, on its own time.
 
+    A lost connection comes back by itself, its subscriptions only while ``wait`` or ``notices`` is called.
+
     A name may have an IPv4 and an IPv6 address, of which libzmq tries only one, while the lighthouse may
     listen on the other ("localhost" is the usual case). So a name means IPv4 at first, and after a
     connection on which nothing was heard ``reconnect`` goes over to the other.
@@ -191,6 +195,7 @@ class ZmqMemberTransport:
 
     def __init__(self, host: str, port: int) -> None:
         self._process = os.getpid()
+        self._closed = False
         self._host = host.strip("[]")
         self._port = port
         self._ipv6 = ":" in self._host
@@ -255,8 +260,9 @@ class ZmqMemberTransport:
         return [] if self._sub is None else _single_parts(self._sub, count_max)
 
     def close(self) -> None:
-        if self._context.closed or self._process != os.getpid():
+        if self._closed or self._process != os.getpid():
             return
+        self._closed = True
         if self._sub is not None:
             self._sub.close(linger=0)  # it has nothing to say
         self._dealer.close()

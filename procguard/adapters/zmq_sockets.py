@@ -123,14 +123,14 @@ def raise_open_files_limit() -> None:
 
 
 def _address(bind: str) -> str:
-    """What ``bind`` stands for: libzmq knows the machine's interfaces by name, but no host names."""
+    """What ``bind`` stands for, IPv4 first, as members try it. libzmq knows interfaces, but no host names."""
     if bind == "*":
         return bind
     try:
         found = socket.getaddrinfo(bind.strip("[]"), None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return bind
-    return str(found[0][4][0])
+    return str(min(found, key=lambda at: at[0] != socket.AF_INET)[4][0])
 
 
 def _why_not_bound(error: zmq.ZMQError, bind: str, port: int) -> str:

@@ -17,6 +17,7 @@ from procguard.adapters.base import MemberTransport
 from procguard.client.requests import (
     Effect,
     Reborn,
+    Reconnect,
     Requests,
     Send,
     describe_refusal,
@@ -143,6 +144,8 @@ class LighthouseClient:
         for effect in effects:
             if isinstance(effect, Send):
                 self._transport.send(codec.encode(effect.message))
+            elif isinstance(effect, Reconnect):
+                self._transport.reconnect()
             elif isinstance(effect, Reborn):
                 self._on_reborn(effect.welcome)
 

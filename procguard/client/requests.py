@@ -34,6 +34,10 @@ from procguard.messages import (
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 0.25
+SILENCE_FIRST_S = 2.0
+"""A request in progress hears something twice a second, if only why it waits. Without a word for so long the
+connection is dead, though nothing has said so: connect afresh."""
+SILENCE_LAST_S = 10.0
 
 
 class Goal(Enum):
@@ -53,7 +57,11 @@ class Send(NamedTuple):
     message: Message
 
 
-Effect = Send | Reborn
+class Reconnect(NamedTuple):
+    """The connection seems dead."""
+
+
+Effect = Send | Reborn | Reconnect
 
 
 class Requests:
@@ -79,6 +87,8 @@ class Requests:
         self._leave: Leave | None = None
         self._retry_at = inf
         self._retry_s = RETRY_FIRST_S
+        self._silent_at = inf
+        self._silence_s = SILENCE_FIRST_S
         self._effects: list[Effect] = []
 
     @property
@@ -116,10 +126,11 @@ class Requests:
     def give_up(self) -> None:
         """Drop the goal: nothing is repeated any more."""
         self.goal = Goal.NONE
-        self._retry_at = inf
+        self._retry_at = self._silent_at = inf
 
     def receive(self, message: Message, now: float) -> tuple[Effect, ...]:
         """Take in an answer."""
+        self._heard(now)
         if isinstance(message, Welcome):
             self._welcome(message, now)
         elif isinstance(message, QuorumFormed):
@@ -138,19 +149,30 @@ class Requests:
 
     def time_passed(self, now: float) -> tuple[Effect, ...]:
         """Repeat what is not answered."""
-        if now >= self._retry_at:
+        if now >= self._silent_at:
+            self._effects.append(Reconnect())
+            self._silence_s = min(2 * self._silence_s, SILENCE_LAST_S)
+            self._silent_at = now + self._silence_s
+            self._request(now)
+        elif now >= self._retry_at:
             self._request(now)
         return self._flush()
 
     def next_deadline(self) -> float:
         """When ``time_passed`` is due."""
-        return self._retry_at
+        return min(self._retry_at, self._silent_at)
 
     def _start(self, now: float) -> tuple[Effect, ...]:
         self._retry_s = RETRY_FIRST_S
         self.refusal = None
+        self._heard(now)
         self._request(now)
         return self._flush()
+
+    def _heard(self, now: float) -> None:
+        if self.goal is not Goal.NONE:
+            self._silence_s = SILENCE_FIRST_S
+            self._silent_at = now + SILENCE_FIRST_S
 
     def _request(self, now: float) -> None:
         """Send what the goal needs at this point, and again later."""

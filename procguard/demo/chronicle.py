@@ -108,8 +108,8 @@ class Chronicle:
     @property
     def step(self) -> int:
         """How far the last of those is that are not away."""
-        present = [self.steps[r] for r in self.replica_ids if r != self._away]
-        return min(present)
+        away = self._open.fault.replica_id if self._open else None
+        return min(step for replica_id, step in self.steps.items() if replica_id != away)
 
     @property
     def training(self) -> bool:
@@ -127,10 +127,6 @@ class Chronicle:
         last = self.incidents[-1] if self.incidents else None
         return last if last is not None and last.healed_at is None else None
 
-    @property
-    def _away(self) -> str | None:
-        return self._open.fault.replica_id if self._open else None
-
     # --- what was done ------------------------------------------------------------------------------
 
     def strike(self, fault: Fault, at: float) -> None:
@@ -140,14 +136,14 @@ class Chronicle:
         survivors = tuple([r for r in self.replica_ids if r != victim])
         incident = Incident(fault, at, survivors, self.steps[victim] + 1, max(self._quorums.values()))
         self.incidents.append(incident)
-        self._note(Milestone(at, Stage.STRUCK, incident))
+        self._note(at, Stage.STRUCK, incident)
 
     def bring_back(self, at: float) -> None:
         """The victim's new process was started, or the stopped one continued."""
         incident = self.incidents[-1]
         incident.returned_at = at
         incident.return_step = max(self.steps[s] for s in incident.survivors)
-        self._note(Milestone(at, Stage.RETURNED, incident))
+        self._note(at, Stage.RETURNED, incident)
 
     # --- what the replicas wrote down ---------------------------------------------------------------
 
@@ -160,7 +156,7 @@ class Chronicle:
         else:
             self.ends[entry.replica_id] = entry
             if len(self.ends) == len(self.replica_ids):
-                self._note(Milestone(entry.at, Stage.ENDED))
+                self._note(entry.at, Stage.ENDED)
 
     def _stepped(self, entry: Stepped) -> None:
         incident, me = self._open, entry.replica_id
@@ -168,14 +164,14 @@ class Chronicle:
             self.steps[me] = entry.step
             self._quorums[me] = entry.quorum
             if not self.milestones and self.training:
-                self._note(Milestone(entry.at, Stage.TRAINING))
+                self._note(entry.at, Stage.TRAINING)
         if incident is None or entry.at <= incident.at:
             self._stepped_undisturbed(entry)
         elif me in incident.survivors:
             self._survived(incident, entry)
         elif self._has_healed(incident, entry):
             incident.healed_at = entry.at
-            self._note(Milestone(entry.at, Stage.HEALED, incident))
+            self._note(entry.at, Stage.HEALED, incident)
 
     def _stepped_undisturbed(self, entry: Stepped) -> None:
         incident = self._open
@@ -199,7 +195,7 @@ class Chronicle:
             if me not in incident.resumed:
                 incident.resumed[me] = entry.at
                 if len(incident.resumed) == len(incident.survivors):
-                    self._note(Milestone(max(incident.resumed.values()), Stage.RESUMED, incident))
+                    self._note(max(incident.resumed.values()), Stage.RESUMED, incident)
         elif me not in incident.resumed:
             incident.lost[me] += 1
         else:
@@ -226,7 +222,7 @@ class Chronicle:
             return
         incident.told[replica_id] = at
         if len(incident.told) == len(incident.survivors):
-            self._note(Milestone(max(incident.told.values()), Stage.TOLD, incident))
+            self._note(max(incident.told.values()), Stage.TOLD, incident)
 
-    def _note(self, milestone: Milestone) -> None:
-        self.milestones.append(milestone)
+    def _note(self, at: float, stage: Stage, incident: Incident | None = None) -> None:
+        self.milestones.append(Milestone(at, stage, incident))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import socket
 import struct
@@ -74,7 +75,10 @@ def arrived(
 
 def introduce(lighthouse: ZmqLighthouseTransport, member: ZmqMemberTransport) -> bytes:
     member.send(b"it is me")
-    return next(at.peer for at in arrived(lighthouse, Frame) if isinstance(at, Frame))
+    found: list[Inbound] = []
+    while not (mine := [at.peer for at in found if isinstance(at, Frame) and at.payload == b"it is me"]):
+        found += arrived(lighthouse, Frame)
+    return mine[0]
 
 
 def run(script: str) -> str:
@@ -288,6 +292,26 @@ def test_an_endless_topic_is_not_subscribed(lighthouse, stranger):
     fair = stranger(zmq.SUB, lighthouse.notice_port)
     fair.subscribe(b"y" * (SUBSCRIPTION_BYTES_MAX // 2))
     assert arrived(lighthouse, Subscribed) == [Subscribed(b"y" * (SUBSCRIPTION_BYTES_MAX // 2))]
+
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(16 + 1 + 31)
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+
+
+@pytest.mark.parametrize("opening", [b"", GREETING, GREETING + READY], ids=["raw", "greeted", "ready"])
+def test_garbage_on_the_wire_stops_nothing(lighthouse, opening):
+    rng = random.Random(3)
+    for _ in range(30):
+        for port in (lighthouse.port, lighthouse.notice_port):
+            with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
+                with suppress(ConnectionError):
+                    client.sendall(opening + rng.randbytes(rng.randrange(200)))
+                lighthouse.drain(100)
+    member = ZmqMemberTransport("127.0.0.1", lighthouse.port)
+    member.listen(lighthouse.notice_port, [b"topic"])
+    arrived(lighthouse, Subscribed(b"topic"))
+    introduce(lighthouse, member)
+    member.close()
 
 
 @pytest.mark.parametrize(

@@ -356,6 +356,14 @@ class TestEnd:
         story.expect_no_notice()
         assert story.core.roster._buried == {}
 
+    def test_one_that_names_another_token_is_not_of_this_manager(self) -> None:
+        story = Story()
+        a = story.join("a")
+        replaced = Cause(CauseKind.PROCESS_REPLACED)  # exec: the pid and its start time stay
+        story.say(b"listener before", Obituary("train", b"before exec".ljust(16), a.process, replaced))
+        story.expect_no_notice()
+        assert story.state("a") is ALIVE
+
     def test_an_obituary_before_the_hello_refuses_that_token(self) -> None:
         story = Story()
         a = story.new_person("a")
