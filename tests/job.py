@@ -4,8 +4,8 @@ Everything that is waited for has one deadline, generous enough for a crowded ma
 then stands in the failure's message. Nothing here sleeps: what a trainer says wakes the one who waits, and
 what only the kernel or the lighthouse know is asked again after a tick.
 
-A test strikes trainers with ``strike`` and ``end``; all others are innocent, and ``check`` holds that nobody was told
-anything about them.
+A test strikes trainers with ``strike`` and ``end``; all others are innocent, and ``check`` holds that nobody was
+told anything about them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Trainer:
         self.events: list[Event] = []
         self.struck: list[str] = []
         """Incarnations that the test put an end to."""
+        self.is_threaded = environ.get("PROCGUARD_PROACTIVE_RECOVERY") == "0"
         self._job = job
         self._log = log
         with log.open("ab") as stderr:
@@ -90,6 +92,11 @@ class Trainer:
     def incarnation(self) -> str:
         return str(self.last["incarnation"])
 
+    @property
+    def is_watched(self) -> bool:
+        """By a listener process, if it wants one; no thread stands in for it."""
+        return self.is_threaded or not self.last["thread_beats"]
+
     def do(self, words: str) -> None:
         """Have its main thread run these words of Python in the middle of the next step."""
         assert self.process.stdin is not None
@@ -124,10 +131,8 @@ class Trainer:
         """Let go of its pipes, once nobody holds their other ends."""
         self._reader.join(DEADLINE_S)
         assert self.process.stdin is not None and self.process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # words that it did not live to hear
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass  # words that it did not live to hear
         self.process.stdout.close()
 
     def tail(self) -> str:
@@ -172,10 +177,15 @@ class Job:
         return trainer
 
     def fill(self, *replica_ids: str, **environ: str) -> list[Trainer]:
-        """These replicas, in training together; those that have no process get one."""
+        """These replicas and no others, in training together, each with its listener."""
+        for trainer in self.trainers:
+            if trainer.lives and trainer.replica_id not in replica_ids:
+                trainer.strike(signal.SIGKILL)
+                trainer.exit_code()
         living = {trainer.replica_id: trainer for trainer in self.trainers if trainer.lives}
         trainers = [living.get(replica_id) or self.start(replica_id, **environ) for replica_id in replica_ids]
         self.trains(*trainers)
+        self.until(lambda: all(trainer.is_watched for trainer in trainers), "listeners watch all of them")
         return trainers
 
     # --- what is waited for -------------------------------------------------------------------------
@@ -189,7 +199,7 @@ class Job:
                 self.news.wait(TICK_S)
 
     def trains(self, *trainers: Trainer) -> None:
-        """Wait until these have committed some more steps, in a quorum of just them, and with equal weights."""
+        """Wait until these have committed some more steps, the same ones, in a quorum of just them."""
         seen = {trainer: len(trainer.events) for trainer in trainers}
 
         def good_steps(trainer: Trainer) -> set[tuple[int, int]]:
@@ -212,11 +222,15 @@ class Job:
         self.until(lambda: all(map(notices, by)), f"all were told of {victim.replica_id}")
         return {event["cause"] for trainer in by for event in notices(trainer)}
 
-    def members(self, job_id: str = "default") -> dict[str, MemberView]:
-        """The members as the lighthouse sees them."""
+    def snapshot(self, job_id: str = "default") -> Snapshot:
+        """What the lighthouse knows."""
         snapshot = self.lighthouse.answer(SnapshotRequest(job_id))
         assert isinstance(snapshot, Snapshot)
-        return {member.replica_id: member for job in snapshot.jobs for member in job.members}
+        return snapshot
+
+    def members(self, job_id: str = "default") -> dict[str, MemberView]:
+        """The members as the lighthouse sees them."""
+        return {member.replica_id: member for job in self.snapshot(job_id).jobs for member in job.members}
 
     # --- what must hold, whatever happened ----------------------------------------------------------
 
@@ -265,7 +279,7 @@ class Job:
     # --- its end ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End it. The lighthouse goes last: listeners stay until somebody has heard of their trainer's end."""
+        """End it. The lighthouse goes last: listeners stay until it has heard of their trainers' end."""
         for trainer in self.trainers:
             trainer.close()
         try:

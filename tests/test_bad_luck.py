@@ -1,24 +1,48 @@
-"""Bad input and bad luck, on real processes: whatever happens to one, the others go on, and nobody is blamed wrongly.
+"""Bad input and bad luck, on real processes: whatever happens to one, the others go on, and only the dead are blamed.
 
-Most tests strike one and the same job, three trainers on one lighthouse, and leave it as they found it: whole, all
-weights equal, no process too many. Each begins by making the job whole, so that one failure does not spoil the rest.
+Most tests strike one and the same job, three trainers on one lighthouse, and leave it as they found it: whole,
+all weights equal, no process too many. Each begins by making the job whole, so that one failure does not
+spoil the rest.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import msgpack
+import psutil
 import pytest
+import zmq
 
-from procguard.messages import MemberState
+from procguard.codec import encode
+from procguard.messages import (
+    Ack,
+    Cause,
+    CauseKind,
+    Claim,
+    Heartbeat,
+    Hello,
+    MemberState,
+    Obituary,
+    Phase,
+    Process,
+    Rejected,
+    Rejoin,
+    Welcome,
+)
 from tests.job import Job, Trainer
+from tests.lighthouse.running import free_ports
 
 REPLICAS = ("0", "1", "2")
-THREADED = {"PROCGUARD_PROACTIVE_RECOVERY": "0", "PROCGUARD_JOB_ID": "threaded"}
 
 
 class Stage:
@@ -188,3 +212,202 @@ def test_a_trainer_is_stopped_and_continued(job: Job, trio: list[Trainer], numbe
     job.trains(*trio)
     assert victim.incarnation not in victim.struck
     assert len(victim.said("healed")) > healed
+
+
+def test_a_stop_shorter_than_the_heartbeat_timeout_is_no_event(tmp_path: Path) -> None:
+    with Job(tmp_path, "--heartbeat-timeout-ms=60000") as job:
+        both = job.fill("0", "1")
+        before = [trainer.incarnation for trainer in both]
+        os.kill(both[1].pid, signal.SIGSTOP)
+        stopped_at_s = job.snapshot().uptime_s
+        job.until(lambda: job.snapshot().uptime_s > stopped_at_s + 0.5, "it was stopped for half a second")
+        os.kill(both[1].pid, signal.SIGCONT)
+        job.trains(*both)
+        assert [trainer.incarnation for trainer in both] == before
+        assert not any(trainer.said("step", committed=False) for trainer in both)
+        job.check()
+
+
+# --- a trainer has children ---------------------------------------------------------------------------
+
+
+def test_the_end_of_a_forked_data_loader_is_no_event(job: Job, trio: list[Trainer]) -> None:
+    before = [trainer.incarnation for trainer in trio]
+    parent = trio[-1]
+    parent.do("say('reaped', status=os.waitpid(fork(manager, lives_on=False), 0)[1])")
+    job.until(lambda: parent.said("reaped", status=0), "the child has ended")
+    errors = parent.said("inert")
+    assert len(errors) == 3
+    assert all(f"belongs to process {parent.pid}" in error["text"] for error in errors)
+    job.trains(*trio)
+    assert [trainer.incarnation for trainer in trio] == before
+
+
+def test_children_that_live_on_do_not_hide_a_death(job: Job, trio: list[Trainer]) -> None:
+    *survivors, victim = trio
+    victim.do("fork(manager, lives_on=True)")
+    victim.do(
+        "import multiprocessing\n"
+        "of_fork = multiprocessing.get_context('fork')\n"
+        "of_fork.Process(target=data_loader, args=(manager,), kwargs={'lives_on': True}).start()"
+    )
+    victim.do("import subprocess\nsay('child', pid=subprocess.Popen(['sleep', '1000'], close_fds=False).pid)")
+    job.until(lambda: len(victim.said("child")) == 3, "it has children")
+    job.trains(*trio)
+    victim.strike(signal.SIGKILL)
+    assert job.told(victim, survivors) == {"killed by SIGKILL"}
+    children = [psutil.Process(event["pid"]) for event in victim.said("child")]
+    assert all(child.status() != psutil.STATUS_ZOMBIE for child in children)
+    job.trains(*survivors)
+    for child in children:
+        child.kill()
+
+
+# --- proactive recovery is off ------------------------------------------------------------------------
+
+
+def test_without_proactive_recovery_a_killed_trainer_costs_its_step(job: Job) -> None:
+    threaded = {"PROCGUARD_PROACTIVE_RECOVERY": "0", "PROCGUARD_JOB_ID": "threaded"}
+    *survivors, victim = job.fill(*REPLICAS, "t0", "t1", "t2", **threaded)[len(REPLICAS) :]
+    assert not any(trainer.last["listeners"] for trainer in (*survivors, victim))
+    victim.hang()
+    victim.strike(signal.SIGKILL)
+    job.trains(*survivors)
+    assert job.members("threaded")["t2"].cause == Cause(CauseKind.CONNECTION_LOST)
+    assert not any(trainer.said("told") for trainer in survivors)
+
+
+# --- settings that cannot work ------------------------------------------------------------------------
+
+
+@contextmanager
+def http_server() -> Iterator[int]:
+    """Something else that listens; its port."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_settings_that_cannot_work_are_one_clear_error(
+    job: Job, trio: list[Trainer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    closed_port, holder = free_ports(), trio[0]
+    with http_server() as http_port:
+        cases = {
+            "ConfigError: PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off; write 1,": {
+                "PROCGUARD_PROACTIVE_RECOVERY": "maybe"
+            },
+            "UsageError: no lighthouse address: start one with `procguard-lighthouse": {
+                "PROCGUARD_LIGHTHOUSE": ""
+            },
+            "LighthouseUnreachable: no lighthouse answered at nowhere.invalid:29510 (from "
+            "PROCGUARD_LIGHTHOUSE) within 1 s: the name 'nowhere.invalid' does not resolve": {
+                "PROCGUARD_LIGHTHOUSE": "nowhere.invalid"
+            },
+            f"within 1 s: nothing listens on port {closed_port} of localhost; start one with": {
+                "PROCGUARD_LIGHTHOUSE": f"localhost:{closed_port}"
+            },
+            f"something accepts connections there but does not speak ProcGuard's protocol; is {http_port}": {
+                "PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{http_port}"
+            },
+            f"does not speak ProcGuard's protocol; is {job.port + 1} the lighthouse's --port?": {
+                "PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{job.port + 1}"
+            },
+            f"LighthouseRejected: the lighthouse at {job.address} (from PROCGUARD_LIGHTHOUSE) refused: replica_id "
+            f"'{holder.replica_id}' is in use by a living process (pid {holder.pid} on {socket.gethostname()}); "
+            "end": {"REPLICA_ID": holder.replica_id},
+        }
+        hopeless = [
+            job.start("hopeless", PROCGUARD_CONNECT_TIMEOUT_SEC="1", **environ) for environ in cases.values()
+        ]
+        for trainer, words in zip(hopeless, cases, strict=True):
+            assert trainer.exit_code() == 1
+            *_, error = trainer.log.splitlines()
+            assert words in error
+            assert error.startswith("procguard.errors.")
+            assert trainer.log.count("Traceback") == 1
+    job.trains(*trio)
+
+
+# --- noise on the ports -------------------------------------------------------------------------------
+
+SILENT_COUNT = 200
+
+
+def tls_client_hello() -> bytes:
+    outgoing = ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="lighthouse")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+STRANGERS = {
+    "HTTP": b"GET / HTTP/1.1\r\nHost: lighthouse\r\n\r\n",
+    "gRPC": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    "TLS": tls_client_hello(),
+    "half a ZMTP greeting": b"\xff\0\0\0\0\0\0\0\1\x7f",
+    "nothing": b"",
+}
+HELLO = Hello(
+    job_id="ghosts",
+    replica_id="ghost",
+    token=b"a token of bytes",
+    process=Process("nowhere", "", 1, 0),
+    group_rank=0,
+    group_world_size=1,
+    group_run="",
+    claim=None,
+    topic=b"",
+    epoch=0,
+    min_replicas=1,
+    progress_timeout_s=0.0,
+)
+FRAMES = {
+    "empty": b"",
+    "garbage": b"\xc1" * (1 << 20),
+    "oversized": bytes(2 << 20),
+    "another version": msgpack.packb([99, 2, *msgpack.unpackb(encode(HELLO))[2:]]),
+    "not a number": encode(HELLO._replace(progress_timeout_s=math.nan)),
+    "a map with a key twice": b"\x82\xa1a\x01\xa1a\x02",
+}
+
+
+def test_noise_on_both_ports_disturbs_nobody(job: Job, trio: list[Trainer]) -> None:
+    before = [trainer.incarnation for trainer in trio]
+    steps = [len(trainer.said("step", committed=False)) for trainer in trio]
+    with ExitStack() as noise:
+        for port in (job.port, job.port + 1):
+            for words in (*STRANGERS.values(), *[b""] * SILENT_COUNT):
+                stranger = noise.enter_context(socket.create_connection(("127.0.0.1", port)))
+                stranger.sendall(words)
+        context = noise.enter_context(zmq.Context())
+        for frame in FRAMES.values():
+            dealer = noise.enter_context(context.socket(zmq.DEALER))
+            dealer.set(zmq.LINGER, 0)
+            dealer.connect(f"tcp://{job.address}")
+            dealer.send(frame)
+        job.lighthouse.error_line("an HTTP or gRPC client? The HTTP API and the dashboard are on")
+        job.lighthouse.error_line("Dropped a frame that is no message:")
+        job.trains(*trio)
+        job.lighthouse.error_line("was closed as it said nothing for 5 s")
+        job.trains(*trio)
+    assert job.members().keys() >= set(REPLICAS)
+    assert [trainer.incarnation for trainer in trio] == before
+    assert [len(trainer.said("step", committed=False)) for trainer in trio] == steps
+
+
+def test_a_failed_incarnation_is_not_brought_back_by_its_heartbeats(job: Job) -> None:
+    lighthouse = job.lighthouse
+    welcome = lighthouse.answer(HELLO)
+    assert isinstance(welcome, Welcome)
+    killed = Cause(CauseKind.PROCESS_EXIT, signal=signal.SIGKILL)
+    assert isinstance(lighthouse.answer(Obituary("ghosts", HELLO.token, HELLO.process, killed)), Ack)
+    beat = Heartbeat(HELLO.token, welcome.incarnation, True, False, Phase.COMPUTE, 1, 1)
+    assert lighthouse.answer(beat) == Rejoin(HELLO.token, welcome.incarnation, killed)
+    assert isinstance(lighthouse.answer(HELLO._replace(claim=Claim(welcome.incarnation, None))), Rejected)
+    ghost = job.members("ghosts")["ghost"]
+    assert (ghost.state, ghost.incarnation) == (MemberState.FAILED, welcome.incarnation)

@@ -1,11 +1,11 @@
 """A trainer for tests, ``python -m tests.trainer``: tiny weights, but a real Manager and process group.
 
-It says what happens as JSON lines on standard output. On standard input it takes lines of JSON, each a text of
-Python, which its main thread runs in the middle of the next step: between asking for the quorum and the
+It says what happens as JSON lines on standard output. On standard input it takes lines of JSON, each a text
+of Python, which its main thread runs in the middle of the next step: between asking for the quorum and the
 collective. So a test can end, fork or stop it there in any way it likes.
 
-Weights are equal exactly when two trainers took the same steps from the same start: the first ones are random, and
-the gradients are another replica's each.
+Weights are equal exactly when two trainers took the same steps from the same start: the first ones are random,
+and each replica has gradients of its own.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import queue
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import zlib
@@ -97,7 +95,7 @@ class Trainer:
             size=manager.num_participants(),
             incarnation=str(manager._membership.incarnation),
             listeners=manager.listening_pids(),
-            watched=not any(thread.name == "procguard-session" for thread in threading.enumerate()),
+            thread_beats=any(thread.name == "procguard-session" for thread in threading.enumerate()),
             weights=hashlib.sha256(self.weights.tobytes()).hexdigest()[:16],
         )
 

@@ -199,6 +199,8 @@ class Companion:
         self._selector.unregister(host.link.fileno())
 
     def _hear(self, host: Host) -> None:
+        if host not in self._hosts:
+            return  # sent home a moment ago, by what another of these events has brought
         messages = host.link.receive()
         if messages is None:
             self._lost(host)

@@ -86,6 +86,8 @@ class LighthouseClient:
             LighthouseRejected: this process may not be a member any more.
         """
         with self._lock:
+            if self._interrupted:
+                raise Interrupted
             requests = self._requests
             if not self._run(requests.ask(asks, timeout_s, self._clock()), timeout_s):
                 self._raise_if_refused()
@@ -98,7 +100,10 @@ class LighthouseClient:
         """Say that this member goes; False when nobody acknowledged it in time."""
         with self._lock:
             self._interrupted = False
-            return self._run(self._requests.leave(step, self._clock()), timeout_s)
+            try:
+                return self._run(self._requests.leave(step, self._clock()), timeout_s)
+            finally:
+                self._interrupted = True  # a round that asks only now would join again
 
     def interrupt(self) -> None:
         """End the call in progress, from any thread, with ``Interrupted``."""

@@ -203,25 +203,24 @@ class Core:
         self.roster.send(peer, Ack(KIND_OF[Leave], leave.token))
 
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
-        member = self.roster.by_token.get(obituary.token) or self._by_process(obituary)
-        if member is not None and member.live:
-            left = obituary.cause.kind is CauseKind.LEFT
-            self.roster.end(member, Trigger.LEAVE if left else Trigger.OBITUARY, obituary.cause, now)
+        left = obituary.cause.kind is CauseKind.LEFT
+        for member in self._named_by(obituary):
+            if member.live:
+                self.roster.end(member, Trigger.LEAVE if left else Trigger.OBITUARY, obituary.cause, now)
         if obituary.token:
             self.roster.bury(obituary.token, obituary.cause)
         self.roster.send(peer, Ack(KIND_OF[Obituary], obituary.token))
 
-    def _by_process(self, obituary: Obituary) -> Member | None:
-        dead = obituary.process
+    def _named_by(self, obituary: Obituary) -> list[Member]:
+        """By token, or else by process: after an exec, the same process may be another member."""
+        if obituary.token:
+            member = self.roster.by_token.get(obituary.token)
+            return [member] if member else []
         job = self.roster.jobs.get(obituary.job_id)
-        if job is None or obituary.token or not dead.boot_id or not dead.start_time:
-            return None
-        key = (dead.boot_id, dead.pid, dead.start_time)
-        for member in job.members.values():
-            process = member.process
-            if member.live and (process.boot_id, process.pid, process.start_time) == key:
-                return member
-        return None
+        dead = obituary.process
+        if job is None or not dead.boot_id or not dead.start_time:
+            return []
+        return [m for m in job.members.values() if m.process[1:] == dead[1:]]
 
     def _resync(self, peer: bytes, resync: Resync, now: float) -> None:
         member = self.roster.by_token.get(resync.token)

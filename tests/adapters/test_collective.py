@@ -122,13 +122,13 @@ def test_allreduce_before_configure(ranks: Ranks) -> None:
 def test_a_quorum_is_configured_once(ranks: Ranks) -> None:
     groups = ranks.ring(2, quorum_id=5)
     handles = [group.handle() for group in groups]
-    with pytest.raises(UsageError, match="quorum 0.5 is configured already"):
+    with pytest.raises(UsageError, match=r"quorum 0\.5 is configured already"):
         groups[0].configure(handles, 0, 5, LONG)
-    with pytest.raises(CollectiveAborted, match="quorum 0.4 is over"):
+    with pytest.raises(CollectiveAborted, match=r"quorum 0\.4 is over"):
         groups[0].configure(handles, 0, 4, LONG)
     assert_works(ranks, groups)
     groups[0].abort(5)
-    with pytest.raises(CollectiveAborted, match="has ended: quorum 0.5 was aborted"):
+    with pytest.raises(CollectiveAborted, match=r"has ended: quorum 0\.5 was aborted"):
         groups[0].configure(handles, 0, 5, LONG)
 
 
@@ -214,7 +214,7 @@ def test_configure_ends_the_old_quorum(ranks: Ranks) -> None:
     groups = ranks.ring(2)
     old = groups[0].allreduce([np.ones(1)])
     ranks.configure(groups, 2)
-    with pytest.raises(CollectiveAborted, match="quorum 0.2 took its place"):
+    with pytest.raises(CollectiveAborted, match=r"quorum 0\.2 took its place"):
         old.wait()
     assert_works(ranks, groups)
 

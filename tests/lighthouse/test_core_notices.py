@@ -154,6 +154,7 @@ class TestSnapshot:
     def test_it_shows_all_a_dashboard_wants(self) -> None:
         story = Story()
         story.join("a", "b", "c")
+        story.advance(1.0)
         story.ask("a", "b", "c", step=4)
         story.advance(2.0)
         story.person("a").phase = Phase.HEAL
@@ -166,7 +167,7 @@ class TestSnapshot:
         view = story.expect(viewer, Snapshot)
         assert view == story.core.snapshot("train", story.now)
         assert (view.epoch, view.settings) == (EPOCH, SETTINGS)
-        assert view.uptime_s == pytest.approx(2.05)
+        assert view.uptime_s == pytest.approx(3.05)
         (job,) = view.jobs
         assert (job.job_id, job.min_replicas, job.seq) == ("train", 1, 1)
         assert job.quorum.replica_ids == ("a", "b", "c")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from procguard.lighthouse import roster
-from procguard.lighthouse.events import PersistEpoch, Send
+from procguard.lighthouse.events import Log, PersistEpoch, Send
 from procguard.messages import (
     EPOCH_MAX,
     CauseKind,
@@ -42,6 +42,9 @@ class TestComingBack:
         assert {name: story.member(name).incarnation for name in "abc"} == before
         assert {story.state(name) for name in "abc"} == {ALIVE}
         story.expect_no_notice()
+        lines = [effect.text for effect in story.effects if isinstance(effect, Log)]
+        assert f"Replica a joined as incarnation {before['a']}" in lines
+        assert f"Replica a came back as incarnation {before['a']}" in lines
 
     def test_training_goes_on_under_a_greater_id(self) -> None:
         story = trained("a", "b", "c")
@@ -189,6 +192,17 @@ class TestNoFork:
         story.advance(57.0)
         story.expect_no_quorum()
         story.advance(3.0)
+        story.expect_quorum("n")
+
+    def test_once_it_is_our_own_quorum_again_nobody_can_come_back_to_it(self) -> None:
+        story = trained("a", "b")
+        story.restart()
+        story.ask("a", "b")
+        story.expect_quorum("a", "b")
+        story.advance(3.0)
+        story.kill("a", "b")
+        story.join("n")
+        story.ask("n")
         story.expect_quorum("n")
 
     def test_one_claimed_member_cannot_go_without_a_majority_that_may_return(self) -> None:
