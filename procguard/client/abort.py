@@ -27,17 +27,20 @@ class FencedAbort:
     """Ends what a failure ends, and tells those who want to know.
 
     Args:
+        replica_id: our own.
         own_step: steps committed by this replica.
         call_later: has the failure thread call something after a delay in seconds.
     """
 
     def __init__(
         self,
+        replica_id: str,
         pg: ProcessGroup,
         transport: CheckpointTransport,
         own_step: Callable[[], int],
         call_later: Callable[[float, Callable[[], None]], None],
     ) -> None:
+        self._replica_id = replica_id
         self._pg = pg
         self._transport = transport
         self._own_step = own_step
@@ -53,7 +56,8 @@ class FencedAbort:
 
     def failures(self) -> list[Notice]:
         """What was heard so far, oldest first."""
-        return list(self._failures)
+        with self._lock:
+            return list(self._failures)
 
     def begin_round(self) -> None:
         """The quorum in use is done with: nothing aborts it any more."""
@@ -73,47 +77,51 @@ class FencedAbort:
                 return
             self._transport.abort()
         # Outside the lock: it names its quorum, so it cannot hit another, and what it ends calls back here.
-        self._pg.abort(quorum_id.packed)
+        try:
+            self._pg.abort(quorum_id.packed)
+        except Exception:  # noqa: BLE001  # the backend's own trouble; the failure thread must live to tell the next
+            _log.exception("The process group could not abort quorum %s", quorum_id)
         _log.info("Quorum %s aborted: %s", quorum_id, why)
-
-    def end_current(self, why: str) -> None:
-        """Abort the quorum in use, whichever it is."""
-        current = self._fence.current
-        if current is not None:
-            self.end(current.quorum_id, why)
 
     # --- what the failure thread hears --------------------------------------------------------------
 
-    def hear(self, notices: tuple[Notice, ...]) -> None:
+    def hear(self, epoch: int, notices: tuple[Notice, ...]) -> None:
+        """Peers are over."""
         for notice in notices:
-            with self._lock:
-                outcome = self._fence.hear(notice, self._own_step())
-            if not outcome.news:
-                continue
             verb = "Peer departure" if notice.left else "Peer failure"
             why = f"{notice.replica_id} {notice.cause}"
-            if outcome.abort is not None and outcome.after_s:
-                self._call_later(outcome.after_s, partial(self.end, outcome.abort, why))
-            elif outcome.abort is not None:
-                self.end(outcome.abort, why)
-            _log.warning("%s received: %s (incarnation %s)", verb, why, notice.incarnation)
-            self._failures.append(notice)
-            self._tell(notice)
+            if self._apply(notice, epoch, why):
+                _log.warning("%s received: %s (incarnation %s)", verb, why, notice.incarnation)
+                self._tell(notice)
 
-    def over(self, incarnation: Incarnation, cause: Cause) -> None:
-        """Our own incarnation is over: whoever goes on, goes on without us."""
-        _log.warning("This replica was given up (%s): it joins again at the next start_quorum", cause)
-        self.end_current(f"our incarnation {incarnation} is over: {cause}")
+    def over(self, epoch: int, incarnation: Incarnation, cause: Cause) -> None:
+        """Our own incarnation is over: whoever goes on, goes on without it."""
+        why = f"our incarnation {incarnation} is over: {cause}"
+        if self._apply(Notice(self._replica_id, incarnation, cause, self._own_step()), epoch, why):
+            _log.warning("This replica was given up (%s): it joins again at the next start_quorum", cause)
 
     def left_out(self, quorum_id: QuorumId) -> None:
         """The others did not wait for us any longer."""
         _log.warning("Quorum %s formed without this replica, which was not asking", quorum_id)
-        current = self._fence.current
+        with self._lock:
+            current = self._fence.current
         if current is not None and current.quorum_id < quorum_id:
             self.end(current.quorum_id, f"quorum {quorum_id} formed without us")
 
+    def _apply(self, notice: Notice, epoch: int, why: str) -> bool:
+        """Let a notice end what it ends; whether it is news."""
+        with self._lock:
+            outcome = self._fence.hear(notice, epoch, self._own_step())
+        if outcome.abort is not None and outcome.after_s:
+            self._call_later(outcome.after_s, partial(self.end, outcome.abort, why))
+        elif outcome.abort is not None:
+            self.end(outcome.abort, why)
+        return outcome.news
+
     def _tell(self, notice: Notice) -> None:
-        for callback in self._callbacks:
+        with self._lock:
+            self._failures.append(notice)
+        for callback in tuple(self._callbacks):
             try:
                 callback(notice)
             except Exception:  # noqa: BLE001  # the user's code; the thread that carries every notice must go on

@@ -4,6 +4,8 @@ With proactive recovery a listener process runs the session. Starting one takes 
 ten times as long on a crowded one, longer than the lighthouse waits for a lost connection; so until it says
 that it is ready, and whenever it has gone, a thread of the trainer runs the same session under the same
 token.
+
+Nothing but the failure thread takes hosts on or lets them go. Others only speak to those that are there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
+from math import inf
 from typing import Protocol
 
 from procguard.client.hosts import Host
@@ -38,17 +42,47 @@ RESPAWN_FIRST_S = 0.0
 RESPAWN_NEXT_S = 1.0
 RESPAWN_LAST_S = 30.0
 STABLE_S = 60.0
-"""A listener that has lived so long is started anew at once when it ends."""
+"""A host that has lived so long is started anew at once when it ends."""
+CLOSE_TIMEOUT_S = 5.0
+"""For the failure thread to end; a callback of the user's may hold it up."""
+WAKES_MAX = 4096
 
 
 class Hears(Protocol):
-    """Who is told; called on the failure thread."""
+    """Who is told; called on the failure thread. ``epoch`` is of the lighthouse that says so."""
 
-    def hear(self, notices: tuple[Notice, ...]) -> None: ...
+    def hear(self, epoch: int, notices: tuple[Notice, ...]) -> None: ...
 
-    def over(self, incarnation: Incarnation, cause: Cause) -> None: ...
+    def over(self, epoch: int, incarnation: Incarnation, cause: Cause) -> None: ...
 
     def left_out(self, quorum_id: QuorumId) -> None: ...
+
+
+class Post:
+    """Where a host of one kind stands: who is there, and when the next may be started."""
+
+    def __init__(self, what: str, start: Callable[[], Host]) -> None:
+        self.what = what
+        self._start = start
+        self.host: Host | None = None
+        self.is_ready = False
+        self.due_at = -inf
+        self._delay_s = RESPAWN_FIRST_S
+        self._since = -inf
+
+    def try_start(self, now: float) -> Host:
+        self._since = now
+        return self._start()
+
+    def vacate(self) -> None:
+        self.host, self.is_ready = None, False
+
+    def put_off(self, now: float) -> None:
+        """Start the next one at once the first time, then later and later, until one has been stable."""
+        if now - self._since > STABLE_S:
+            self._delay_s = RESPAWN_FIRST_S
+        self.due_at = now + self._delay_s
+        self._delay_s = min(max(RESPAWN_NEXT_S, 2 * self._delay_s), RESPAWN_LAST_S)
 
 
 class Companion:
@@ -66,18 +100,16 @@ class Companion:
         hears: Hears,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._start_thread = start_thread
-        self._start_process = start_process
+        self._thread_post = Post("session in a thread", start_thread)
+        self._process_post = Post("listener process", start_process) if start_process else None
+        self._posts = [post for post in (self._thread_post, self._process_post) if post]
         self._hears = hears
         self._clock = clock
         self._lock = threading.Lock()
-        self._hosts: list[Host] = []
         self._enrol: Enrol | None = None
         self._in_quorum: InQuorum | None = None
+        self._over: Incarnation | None = None
         self._closing = False
-        self._respawn_at = 0.0
-        self._respawn_s = RESPAWN_FIRST_S
-        self._spawned_at = 0.0
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._selector = selectors.DefaultSelector()
@@ -86,29 +118,28 @@ class Companion:
         self._thread = threading.Thread(target=self._run, name="procguard-failures", daemon=True)
 
     def start(self, enrol: Enrol) -> None:
-        """Begin to beat for an incarnation; returns when a session runs."""
+        """Begin to beat for an incarnation; the session in a thread runs when this returns."""
         self._enrol = enrol
-        self._add(self._start_thread())
+        self._man(self._thread_post)
         self._thread.start()
 
     def enrol(self, enrol: Enrol) -> None:
         """Beat for a new incarnation from now on."""
         with self._lock:
-            self._enrol = enrol
-            self._in_quorum = None
+            self._enrol, self._in_quorum = enrol, None
         self.tell(enrol)
 
     def in_quorum(self, message: InQuorum) -> None:
-        """Let the sessions know the quorum in use."""
+        """Let the sessions know the quorum in use; the same one again costs nothing."""
         with self._lock:
+            if message == self._in_quorum:
+                return
             self._in_quorum = message
         self.tell(message)
 
     def tell(self, message: FromTrainer) -> None:
         """Say something to all sessions, from any thread."""
-        with self._lock:
-            hosts = list(self._hosts)
-        for host in hosts:
+        for host in self._hosts():
             host.link.send(message)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
@@ -118,50 +149,87 @@ class Companion:
         self._wake()
 
     @property
+    def over(self) -> Incarnation | None:
+        """The last incarnation that a session said is over."""
+        return self._over
+
+    @property
     def listening_pids(self) -> list[int]:
         """Pids of the listener processes, for diagnosis."""
-        with self._lock:
-            return [host.pid for host in self._hosts if host.pid is not None]
+        return [host.pid for host in self._hosts() if host.pid is not None]
 
     def close(self) -> None:
         """Send all sessions home and end the failure thread."""
         self._closing = True
         self._wake()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_TIMEOUT_S)
 
     def disown(self) -> None:
         """In a forked child: drop the parent's links without a word."""
-        for host in self._hosts:
-            host.link.close()
+        for post in self._posts:
+            if post.host is not None:
+                post.host.link.close()
         self._wake_read.close()
         self._wake_write.close()
 
+    def _hosts(self) -> list[Host]:
+        return [host for post in self._posts if (host := post.host) is not None]
+
     def _wake(self) -> None:
-        self._wake_write.send(b"x")
+        with suppress(OSError):  # closed: there is nobody left to wake
+            self._wake_write.send(b"x")
 
     # --- the failure thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._closing:
-            self._ensure_process()
-            for key, _ in self._selector.select(self._timeout_s()):
-                if key.data is None:
-                    self._wake_read.recv(4096)
-                else:
-                    self._hear(key.data)
-            self._run_due()
-        for host in list(self._hosts):
-            self._remove(host)
-            host.close()
+            self.turn()
+        for post in self._posts:
+            self._send_home(post)
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
 
+    def turn(self) -> None:
+        """Wait for the next thing to happen and deal with it."""
+        self._man_posts()
+        for key, _ in self._selector.select(self._timeout_s()):
+            if key.data is None:
+                self._wake_read.recv(WAKES_MAX)
+            elif key.data.host is not None:  # else it has been sent home in this very turn
+                self._hear(key.data, key.data.host)
+        self._run_due()
+
+    def _wanted(self) -> list[Post]:
+        """The posts that should be manned: the thread's only while no listener process is ready."""
+        process_is_ready = self._process_post is not None and self._process_post.is_ready
+        return [post for post in self._posts if post is self._process_post or not process_is_ready]
+
+    def _man_posts(self) -> None:
+        now = self._clock()
+        for post in self._wanted():
+            if post.host is None and post.due_at <= now:
+                self._man(post)
+
+    def _man(self, post: Post) -> None:
+        try:
+            host = post.try_start(self._clock())
+        except Exception as error:  # noqa: BLE001  # no memory, too many processes or sockets, each in its own words
+            post.put_off(self._clock())
+            _log.warning("The %s could not be started, trying again: %s", post.what, error)
+            return
+        with self._lock:
+            post.host = host
+            for message in (self._enrol, self._in_quorum):
+                if message is not None:
+                    host.link.send(message)
+        self._selector.register(host.link.fileno(), selectors.EVENT_READ, post)
+
     def _timeout_s(self) -> float | None:
-        times = [self._later[0][0]] if self._later else []
-        if self._start_process and not self._has(in_process=True):
-            times.append(self._respawn_at)
+        times = [post.due_at for post in self._wanted() if post.host is None]
+        with self._lock:
+            times += [when for when, _, _ in self._later[:1]]
         return max(0.0, min(times) - self._clock()) if times else None
 
     def _run_due(self) -> None:
@@ -172,76 +240,46 @@ class Companion:
                 _, _, call = heapq.heappop(self._later)
             call()
 
-    def _ensure_process(self) -> None:
-        if not self._start_process or self._has(in_process=True) or self._clock() < self._respawn_at:
-            return
-        self._spawned_at = self._clock()
-        try:
-            self._add(self._start_process())
-        except OSError as error:  # no memory, too many processes: the thread beats meanwhile
-            self._put_off()
-            _log.warning("The listener process could not be started: %s", error)
-
-    def _has(self, *, in_process: bool) -> bool:
-        return any(host.in_process is in_process for host in self._hosts)
-
-    def _add(self, host: Host) -> None:
-        with self._lock:
-            self._hosts.append(host)
-            for message in (self._enrol, self._in_quorum):
-                if message is not None:
-                    host.link.send(message)
-        self._selector.register(host.link.fileno(), selectors.EVENT_READ, host)
-
-    def _remove(self, host: Host) -> None:
-        with self._lock:
-            self._hosts.remove(host)
-        self._selector.unregister(host.link.fileno())
-
-    def _hear(self, host: Host) -> None:
-        if host not in self._hosts:
-            return  # sent home a moment ago, by what another of these events has brought
+    def _hear(self, post: Post, host: Host) -> None:
         messages = host.link.receive()
         if messages is None:
-            self._lost(host)
+            self._lost(post)
             return
         for message in messages:
-            self._take(host, message)
+            self._take(post, message)
 
-    def _take(self, host: Host, message: LinkMessage) -> None:
+    def _take(self, post: Post, message: LinkMessage) -> None:
         if isinstance(message, Heard):
-            self._hears.hear(message.notices)
+            self._hears.hear(message.epoch, message.notices)
         elif isinstance(message, Over):
-            self._hears.over(message.incarnation, message.cause)
+            self._over = message.incarnation
+            self._hears.over(message.epoch, message.incarnation, message.cause)
         elif isinstance(message, LeftOut):
             self._hears.left_out(message.quorum_id)
         elif isinstance(message, Said):
             _log.log(message.level, "%s", message.text)
-        elif isinstance(message, Ready) and host.in_process:
-            self._take_over(host)
+        elif isinstance(message, Ready):
+            post.is_ready = True
+            if post is self._process_post:
+                self._send_home(self._thread_post)  # it has done its part
 
-    def _take_over(self, process: Host) -> None:
-        """The listener process is ready: the thread has done its part."""
-        for host in [host for host in self._hosts if host is not process]:
-            self._remove(host)
+    def _send_home(self, post: Post) -> None:
+        host = self._release(post)
+        if host is not None:
             host.close()
 
-    def _lost(self, host: Host) -> None:
-        self._remove(host)
-        if not self._has(in_process=False):
-            self._add(self._start_thread())
+    def _lost(self, post: Post) -> None:
+        host = self._release(post)
+        assert host is not None
+        post.put_off(self._clock())
+        self._man_posts()  # before anything that takes time: nobody beats
         host.link.close()
-        if host.in_process:
-            self._put_off()
-            _log.warning(
-                "The listener process has ended (%s): a thread beats until a new one is ready",
-                host.ended_with(),
-            )
+        _log.warning("The %s has ended (%s): starting another", post.what, host.ended_with())
 
-    def _put_off(self) -> None:
-        """At once the first time, then later and later, until one has been stable."""
-        now = self._clock()
-        if now - self._spawned_at > STABLE_S:
-            self._respawn_s = RESPAWN_FIRST_S
-        self._respawn_at = now + self._respawn_s
-        self._respawn_s = min(max(RESPAWN_NEXT_S, 2 * self._respawn_s), RESPAWN_LAST_S)
+    def _release(self, post: Post) -> Host | None:
+        with self._lock:
+            host = post.host
+            post.vacate()
+        if host is not None:
+            self._selector.unregister(host.link.fileno())
+        return host

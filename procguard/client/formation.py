@@ -8,6 +8,7 @@ at once: nothing has been computed in it, so no step is lost.
 from __future__ import annotations
 
 import logging
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,10 +17,17 @@ from typing import Any
 from procguard.client.abort import FencedAbort
 from procguard.client.checkpoint import CheckpointTransport
 from procguard.client.membership import Membership
+from procguard.client.phases import Phases
 from procguard.client.process_group import ProcessGroup, Work
 from procguard.client.recovery_plan import RecoveryPlan, recovery_plan
 from procguard.client.train_state import TrainState
-from procguard.errors import CheckpointError, CollectiveAborted, CollectiveError, QuorumTimeout
+from procguard.errors import (
+    CheckpointError,
+    CollectiveAborted,
+    CollectiveError,
+    QuorumTimeout,
+    UnsupportedState,
+)
 from procguard.messages import Participant, Phase, Quorum, Rank
 
 _log = logging.getLogger(__name__)
@@ -35,20 +43,36 @@ class Round:
     formed: Future[None] = field(default_factory=Future)
     quorum: Quorum | None = None
     plan: RecoveryPlan | None = None
-    error: Exception | None = None
-    """What went wrong in this quorum; the step does not commit."""
     state: Any = None
     """Fetched and verified, not yet loaded."""
     behind: bool = False
     """This replica's state is not the others' yet."""
     pending: list[Work] = field(default_factory=list)
+    error: Exception | None = None
+    """What went wrong first in this step; it does not commit."""
     concluded: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fail(self, error: Exception) -> bool:
+        """Note what went wrong; False when that changes nothing any more. From any thread."""
+        with self._lock:
+            if self.concluded or self.error is not None:
+                return False
+            self.error = error
+            return True
+
+    def conclude(self) -> Exception | None:
+        """Close it: nothing can fail it from now on. Returns what did."""
+        with self._lock:
+            self.concluded = True
+            return self.error
 
 
 class Formation:
     """Forms quorums for one replica.
 
     Args:
+        host: the address peers reach this machine at.
         state: how far this replica is, and what others heal from.
     """
 
@@ -58,6 +82,7 @@ class Formation:
         pg: ProcessGroup,
         transport: CheckpointTransport,
         abort: FencedAbort,
+        phases: Phases,
         *,
         host: str,
         init_sync: bool,
@@ -69,6 +94,7 @@ class Formation:
         self._pg = pg
         self._transport = transport
         self._abort = abort
+        self._phases = phases
         self._host = host
         self._init_sync = init_sync
         self._timeout = timeout
@@ -84,8 +110,12 @@ class Formation:
             quorum = self._ask(this, broken)
             if self._abort.install(quorum) and self._configure(this, quorum):
                 break
+            self._abort.begin_round()
             broken += 1
-        if this.error is None and this.allow_heal:
+        if this.error is not None:  # reported before there was a quorum to end, or by configure
+            self._abort.end(quorum.quorum_id, str(this.error))
+        elif this.allow_heal:
+            self._let_heal(this)
             self._heal(this)
 
     def _ask(self, this: Round, broken: int) -> Quorum:
@@ -128,28 +158,36 @@ class Formation:
                 _log.info("%s; asking for a quorum again", error)
                 return False
             except CollectiveError as error:
-                self._abort.end(quorum.quorum_id, str(error))
-                this.error = error
+                this.fail(error)
             else:
                 self._configured = quorum_id
-        this.quorum, this.plan, this.behind = quorum, plan, plan.heals
+        this.plan, this.behind = plan, plan.heals
+        this.quorum = quorum  # before ``error`` is read: who reports one reads this after writing that
         return True
+
+    def _let_heal(self, this: Round) -> None:
+        plan = this.plan
+        assert plan is not None
+        if not plan.healers:
+            return
+        try:
+            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state.save(), self._timeout)
+        except UnsupportedState:
+            raise
+        except CheckpointError as error:  # the quorum was aborted: nobody waits for it any more
+            _log.info("No state was served: %s", error)
 
     def _heal(self, this: Round) -> None:
         plan, quorum = this.plan, this.quorum
         assert plan is not None and quorum is not None
-        if plan.healers:
-            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state.save(), self._timeout)
         if plan.source is None:
             return
-        self._membership.show(phase=Phase.HEAL)
         source = quorum.participants[plan.source]
         where = source.ranks[0].checkpoint_metadata
         try:
-            this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)
+            with self._phases.during(Phase.HEAL):
+                this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)
         except CheckpointError as error:
             _log.warning("Healing from %s failed, the next step tries again: %s", source.replica_id, error)
         else:
             _log.info("Fetched the state of step %d from %s", plan.step, source.replica_id)
-        finally:
-            self._membership.show(phase=Phase.COMPUTE)

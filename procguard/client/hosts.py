@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -32,37 +33,37 @@ class Host(Protocol):
     """A running session."""
 
     link: Link
-    in_process: bool
-    """It runs in a process of its own."""
     pid: int | None
+    """Of the process of its own in which it runs; None: in a thread of this one."""
 
     def close(self) -> None:
         """Send the session home; returns at once."""
         ...
 
     def ended_with(self) -> str:
-        """How it ended, once its link has."""
+        """How it ended, once its link has; nothing of it is left then."""
         ...
 
 
 class ListenerProcess:
     """``python -m procguard.client.listener`` with the descriptors of our life line."""
 
-    in_process = True
-
     def __init__(self, command: Callable[[int, bytes], Sequence[str]], life_line: LifeLine) -> None:
-        ours, theirs = link_pair()
-        with theirs:
-            self._process = subprocess.Popen(
-                command(theirs.fileno(), listener_topic(secrets.token_bytes(NONCE_BYTES))),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",  # else a zmq.py or signal.py lying in the trainer's folder would be imported
-                pass_fds=(theirs.fileno(), *life_line.fds),
-                env={**os.environ, "PYTHONPATH": _python_path()},
-            )
+        with ExitStack() as on_failure:
+            ours, theirs = link_pair()
+            on_failure.callback(ours.close)
+            with theirs:
+                self._process = subprocess.Popen(
+                    command(theirs.fileno(), listener_topic(secrets.token_bytes(NONCE_BYTES))),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd="/",  # else a zmq.py or signal.py lying in the trainer's folder would be imported
+                    pass_fds=(theirs.fileno(), *life_line.fds),
+                    env={**os.environ, "PYTHONPATH": _python_path()},
+                )
+            on_failure.pop_all()
         self.pid: int | None = self._process.pid
         self.link = Link(ours)
 
@@ -76,7 +77,8 @@ class ListenerProcess:
             code = self._process.wait(VERDICT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return "its link broke"
+            self._process.wait()
+            return "it did not read its link"
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def _reap(self) -> None:
@@ -91,7 +93,6 @@ class ListenerProcess:
 class ListenerThread:
     """The same loop in a daemon thread: while no listener process is there, or none is wanted."""
 
-    in_process = False
     pid: int | None = None
 
     def __init__(self, transport: MemberTransport, board: SharedBoard, *, hear_notices: bool) -> None:

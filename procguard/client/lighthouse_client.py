@@ -16,6 +16,7 @@ from procguard import codec
 from procguard.adapters.base import MemberTransport
 from procguard.client.requests import (
     Effect,
+    Goal,
     Reborn,
     Reconnect,
     Requests,
@@ -23,15 +24,18 @@ from procguard.client.requests import (
     describe_refusal,
     describe_wait,
 )
-from procguard.errors import LighthouseRejected, LighthouseUnreachable, ProtocolError, QuorumTimeout
-from procguard.messages import Hello, Participant, Quorum, Welcome
+from procguard.errors import (
+    LighthouseRejected,
+    LighthouseUnreachable,
+    ProtocolError,
+    QuorumTimeout,
+    UsageError,
+)
+from procguard.messages import Hello, Incarnation, Participant, Quorum, Welcome
 
 RECEIVE_MAX = 100
+WAKES_MAX = 4096
 PROBE_TIMEOUT_S = 1.0
-
-
-class Interrupted(Exception):
-    """The call was ended by ``interrupt``: the Manager shuts down."""
 
 
 class LighthouseClient:
@@ -56,7 +60,7 @@ class LighthouseClient:
         self._on_reborn = on_reborn
         self._clock = clock
         self._lock = threading.Lock()
-        self._interrupted = False
+        self._leaving = False
         self._wake_read, self._wake_write = socket.socketpair()
 
     @property
@@ -64,6 +68,11 @@ class LighthouseClient:
         """The lighthouse's last Welcome; there is one once ``join`` has returned."""
         assert self._requests.welcome is not None
         return self._requests.welcome
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch of a lighthouse seen so far."""
+        return self._requests.epoch
 
     def join(self, timeout_s: float) -> Welcome:
         """Become a member.
@@ -73,23 +82,28 @@ class LighthouseClient:
             LighthouseRejected: the lighthouse says no, or another process holds the id.
         """
         with self._lock:
-            if not self._run(self._requests.join(self._clock()), timeout_s):
+            if not self._talk(self._requests.join(self._clock()), timeout_s):
                 self._raise_if_refused()
                 raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s))
             return self.welcome
 
-    def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
+    def quorum(self, asks: Participant, timeout_s: float, over: Incarnation | None = None) -> Quorum:
         """Ask to take part in the next quorum and wait for it.
+
+        Args:
+            over: the last of our incarnations that the listener knows to be over.
 
         Raises:
             QuorumTimeout: there was none in time; says what was missing.
             LighthouseRejected: this process may not be a member any more.
+            UsageError: ``leave`` was called, before or meanwhile.
         """
         with self._lock:
-            if self._interrupted:
-                raise Interrupted
             requests = self._requests
-            if not self._run(requests.ask(asks, timeout_s, self._clock()), timeout_s):
+            self._check_not_leaving()
+            if over is not None:
+                requests.life_is_over(over)
+            if not self._talk(requests.ask(asks, timeout_s, self._clock()), timeout_s):
                 self._raise_if_refused()
                 why = describe_wait(requests.waiting)
                 raise QuorumTimeout(f"no quorum within {timeout_s:g} s at {self._where}: {why}")
@@ -97,18 +111,14 @@ class LighthouseClient:
             return requests.quorum
 
     def leave(self, step: int, timeout_s: float) -> bool:
-        """Say that this member goes; False when nobody acknowledged it in time."""
-        with self._lock:
-            self._interrupted = False
-            try:
-                return self._run(self._requests.leave(step, self._clock()), timeout_s)
-            finally:
-                self._interrupted = True  # a round that asks only now would join again
+        """Say that this member goes; False when nobody acknowledged it in time.
 
-    def interrupt(self) -> None:
-        """End the call in progress, from any thread, with ``Interrupted``."""
-        self._interrupted = True
+        From any thread: a call in progress ends, and only ``close`` may follow.
+        """
+        self._leaving = True
         self._wake_write.send(b"x")
+        with self._lock:
+            return self._talk(self._requests.leave(step, self._clock()), timeout_s)
 
     def close(self) -> None:
         """Close the connection."""
@@ -117,22 +127,21 @@ class LighthouseClient:
             self._wake_read.close()
             self._wake_write.close()
 
-    def _run(self, effects: tuple[Effect, ...], timeout_s: float) -> bool:
+    def _talk(self, effects: tuple[Effect, ...], timeout_s: float) -> bool:
         """Talk until the goal is reached (True), time is over, or the answer is a lasting no."""
         requests = self._requests
         give_up_at = self._clock() + timeout_s
         self._perform(effects)
         while not requests.done:
+            if requests.goal is not Goal.LEAVE:
+                self._check_not_leaving()
             now = self._clock()
             if now >= give_up_at or requests.refused:
                 requests.give_up()
                 return False
             wait_s = min(requests.next_deadline(), give_up_at) - now
             if self._transport.wait(max(0.0, wait_s), (self._wake_read.fileno(),)):
-                self._wake_read.recv(RECEIVE_MAX)
-            if self._interrupted:
-                requests.give_up()
-                raise Interrupted
+                self._wake_read.recv(WAKES_MAX)
             for frame in self._transport.receive(RECEIVE_MAX):
                 self._receive(frame)
             self._perform(requests.time_passed(self._clock()))
@@ -149,10 +158,15 @@ class LighthouseClient:
         for effect in effects:
             if isinstance(effect, Send):
                 self._transport.send(codec.encode(effect.message))
-            elif isinstance(effect, Reconnect):
-                self._transport.reconnect()
             elif isinstance(effect, Reborn):
                 self._on_reborn(effect.welcome)
+            elif isinstance(effect, Reconnect):
+                self._transport.reconnect()
+
+    def _check_not_leaving(self) -> None:
+        if self._leaving:
+            self._requests.give_up()
+            raise UsageError("this Manager is shut down")
 
     def _raise_if_refused(self) -> None:
         refusal = self._requests.refusal

@@ -1,9 +1,14 @@
-"""The link between a trainer and its listener: one end of a socket pair."""
+"""The link between a trainer and its listener: one end of a socket pair.
+
+An end that does not read is as good as gone, and a message of which only a part went out garbles all that
+follow. So a ``send`` that fails ends the link, in both directions, and both sides see its end.
+"""
 
 from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 
 import msgpack
 
@@ -12,12 +17,14 @@ from procguard.errors import ProtocolError
 
 RECEIVE_BYTES = 1 << 16
 BACKLOG_BYTES_MAX = 1 << 24
+SEND_TIMEOUT_S = 1.0
+"""Without any room in the socket for so long, the other end is stuck."""
 
 
 class Link:
-    """One end. Sending never blocks for ever: a full socket means that the other end is stuck."""
+    """One end. Any thread may send, one receives."""
 
-    def __init__(self, end: socket.socket, send_timeout_s: float = 1.0) -> None:
+    def __init__(self, end: socket.socket, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
         self._end = end
         self._end.settimeout(send_timeout_s)
         self._sending = threading.Lock()
@@ -27,12 +34,14 @@ class Link:
         return self._end.fileno()
 
     def send(self, message: LinkMessage) -> bool:
-        """False when the other end is gone or does not read."""
-        try:
-            with self._sending:
+        """False when the link is over: the other end has gone, or did not read."""
+        with self._sending:
+            try:
                 self._end.sendall(LINK.encode(message))
-        except OSError:
-            return False
+            except OSError:
+                with suppress(OSError):  # not connected any more: then it is over already
+                    self._end.shutdown(socket.SHUT_RDWR)
+                return False
         return True
 
     def receive(self) -> list[LinkMessage] | None:
@@ -45,8 +54,8 @@ class Link:
             return None
         if not chunk:
             return None
-        self._unpacker.feed(chunk)
         try:
+            self._unpacker.feed(chunk)
             return [LINK.check(array) for array in self._unpacker]
         except (ProtocolError, ValueError, msgpack.UnpackException):
             return None

@@ -54,14 +54,16 @@ class Ready(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """Listener: these members are over."""
+    """Listener: these members are over, says the lighthouse of this epoch."""
 
+    epoch: int
     notices: tuple[Notice, ...]
 
 
 class Over(NamedTuple):
-    """Listener: your own incarnation is over."""
+    """Listener: your own incarnation is over, says the lighthouse of this epoch."""
 
+    epoch: int
     incarnation: Incarnation
     cause: Cause
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -92,14 +93,14 @@ class Membership:
             min_replicas=identity.min_replicas,
             progress_timeout_s=identity.progress_timeout_s,
         )
-        self._client = LighthouseClient(connect(), self._hello, where, self._reborn)
         self._companion: Companion | None = None
-        try:
+        self._disowned = False
+        with ExitStack() as on_failure:
+            on_failure.callback(self._life_line.close)
+            self._client = LighthouseClient(connect(), self._hello, where, self._reborn)
+            on_failure.callback(self._client.close)
             welcome = self._client.join(connect_timeout_s)
-        except BaseException:
-            self._client.close()
-            self._life_line.close()
-            raise
+            on_failure.pop_all()
         start = partial(start_process, self._life_line) if start_process else None
         self._companion = Companion(self._start_thread, start, hears)
         self._companion.start(self._enrol(welcome))
@@ -116,11 +117,10 @@ class Membership:
 
     def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
         """Take part in the next quorum. Raises ``QuorumTimeout`` or ``LighthouseRejected``."""
-        quorum = self._client.quorum(asks, timeout_s)
+        assert self._companion is not None
+        quorum = self._client.quorum(asks, timeout_s, self._companion.over)
         members = tuple([(p.replica_id, p.incarnation) for p in quorum.participants])
-        if self._companion:
-            epoch = max(self._client.welcome.epoch, quorum.quorum_id.epoch)
-            self._companion.in_quorum(InQuorum(epoch, QuorumClaim(quorum.quorum_id, members)))
+        self._companion.in_quorum(InQuorum(self._client.epoch, QuorumClaim(quorum.quorum_id, members)))
         return quorum
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
@@ -132,17 +132,18 @@ class Membership:
         self, *, phase: Phase | None = None, progress: int | None = None, step: int | None = None
     ) -> None:
         """Write on the board what the next beat tells."""
-        self.board.write(phase=phase, progress=progress, step=step)
+        if not self._disowned:
+            self.board.write(phase=phase, progress=progress, step=step)
 
     def say_last_words(self, error: BaseException) -> None:
         """An uncaught exception is about to end this process: let the obituary say which."""
         if self._companion:
             text = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+            text = text.encode(errors="replace").decode()  # file names may hold what is no UTF-8
             self._companion.tell(LastWords(text[:LAST_WORDS_MAX]))
 
     def leave(self, step: int) -> None:
-        """Leave in good order and close everything."""
-        self._client.interrupt()
+        """Leave in good order and close everything; ``quorum`` raises from now on, also one in progress."""
         if not self._client.leave(step, LEAVE_TIMEOUT_S):
             _log.warning("The lighthouse did not acknowledge the departure of %s", self.replica_id)
         if self._companion:
@@ -151,7 +152,8 @@ class Membership:
         self._life_line.close()
 
     def disown(self) -> None:
-        """In a forked child: let go of the parent's membership without a word."""
+        """In a forked child: let go of the parent's membership without a word, and of its board."""
+        self._disowned = True
         if self._companion:
             self._companion.disown()
 

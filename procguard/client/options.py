@@ -62,8 +62,13 @@ class ManagerOptions:
         lighthouse, where = _lighthouse(lighthouse_addr, found)
         _one_rank(group_rank, group_world_size, found)
         if min_replica_size < 1:
-            raise UsageError(f"min_replica_size is {min_replica_size}; a quorum has at least 1 replica")
+            raise UsageError(
+                f"min_replica_size is {min_replica_size}; a quorum has at least 1 replica: give 1 or more"
+            )
         proactive = proactive_recovery if proactive_recovery is not None else found.proactive_recovery
+        progress = found.progress_timeout if found.progress_timeout is not None else progress_timeout
+        if progress is not None:
+            progress = _positive("progress_timeout", progress)
         retries = found.quorum_retries if found.quorum_retries is not None else quorum_retries
         return cls(
             lighthouse=lighthouse,
@@ -74,9 +79,9 @@ class ManagerOptions:
             timeout=_positive("timeout", found.timeout or timeout),
             quorum_timeout=_positive("quorum_timeout", found.quorum_timeout or quorum_timeout),
             connect_timeout=_positive("connect_timeout", found.connect_timeout or connect_timeout),
-            quorum_retries=retries,
-            max_retries=max_retries,
-            progress_timeout=found.progress_timeout or progress_timeout,
+            quorum_retries=_count("quorum_retries", retries),
+            max_retries=None if max_retries is None else _count("max_retries", max_retries),
+            progress_timeout=progress,
             proactive=True if proactive is None else proactive,
             hostname=hostname,
         )
@@ -125,6 +130,12 @@ def _name(what: str, value: str | None) -> str | None:
 
 
 def _positive(what: str, value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise UsageError(f"{what} is {value}; it must be longer than nothing")
+    if not isinstance(value, timedelta) or value <= timedelta(0):
+        raise UsageError(f"{what} is {value!r}; give a timedelta above 0, such as timedelta(seconds=60)")
+    return value
+
+
+def _count(what: str, value: int) -> int:
+    if value < 0:
+        raise UsageError(f"{what} is {value}; give 0 or more")
     return value

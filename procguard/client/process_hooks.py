@@ -35,10 +35,12 @@ def forget(membership: Membership) -> None:
 
 
 def _say_last_words(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    for membership in list(_members):
-        membership.say_last_words(error)
     assert _previous_hook is not None
-    _previous_hook(kind, error, traceback)
+    try:
+        for membership in list(_members):
+            membership.say_last_words(error)
+    finally:
+        _previous_hook(kind, error, traceback)
 
 
 def _disown() -> None:

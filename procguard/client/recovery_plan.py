@@ -3,6 +3,9 @@
 Up to date is the greatest ``(step, committed_in)``, not the greatest step: a replica that committed a step
 which its peers aborted holds other weights than they would have after repeating it, so either all follow it
 or it follows them, and nobody trains on beside another state.
+
+Those who heal are spread over the sources. One whose steps keep failing moves on to the next source, because
+the way to the last one may be what is broken.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def recovery_plan(quorum: Quorum, replica_id: str, group_rank: int, init_sync: b
     contributors = (up_to_date[group_rank % len(up_to_date)],) if initial else up_to_date
     behind = [rank for rank in range(len(participants)) if rank not in contributors]
     source_of = {
-        rank: contributors[(nth + group_rank) % len(contributors)] for nth, rank in enumerate(behind)
+        rank: contributors[(nth + group_rank + participants[rank].commit_failures) % len(contributors)]
+        for nth, rank in enumerate(behind)
     }
     me = ranks[replica_id]
     return RecoveryPlan(

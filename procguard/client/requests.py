@@ -1,9 +1,9 @@
 """The trainer's part of a member's conversation: join, ask for a quorum, leave. Pure.
 
 Every request is repeated until it is answered, with a back-off: a reply can die in a connection that was cut
-though it had been sent. Repeating is safe, because a round asked again gets the same answer. What the
-lighthouse needs first (a Hello because it restarted, or because our incarnation is over) is done on the way,
-unasked.
+though it had been sent. Repeating is safe, because a round asked again gets the same answer. A lighthouse
+that says nothing at all is asked on a new connection. What it needs first (a Hello because it restarted, or
+because our incarnation is over) is done on the way, unasked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from procguard.messages import (
     Claim,
     Hello,
     HelloWanted,
+    Incarnation,
     Leave,
     Message,
     Participant,
@@ -54,6 +55,8 @@ class Reborn(NamedTuple):
 
 
 class Send(NamedTuple):
+    """To the lighthouse."""
+
     message: Message
 
 
@@ -76,6 +79,8 @@ class Requests:
         self.goal = Goal.NONE
         self.hello = hello
         self.welcome: Welcome | None = None
+        self.epoch = 0
+        """The highest seen. A lighthouse of a lower one is not believed; our Hello raises it first."""
         self.quorum: Quorum | None = None
         self.waiting: QuorumWaiting | None = None
         self.refusal: Rejected | None = None
@@ -117,7 +122,7 @@ class Requests:
     def leave(self, step: int, now: float) -> tuple[Effect, ...]:
         """Say that we go, until it is acknowledged."""
         if self.welcome is None or self._over:
-            self.goal = Goal.NONE
+            self.give_up()
             return ()
         self.goal = Goal.LEAVE
         self._leave = Leave(self.hello.token, self.welcome.incarnation, step)
@@ -127,6 +132,11 @@ class Requests:
         """Drop the goal: nothing is repeated any more."""
         self.goal = Goal.NONE
         self._retry_at = self._silent_at = inf
+
+    def life_is_over(self, incarnation: Incarnation) -> None:
+        """Known from the listener: do not claim this incarnation any more, whichever lighthouse asks."""
+        if self.welcome is not None and self.welcome.incarnation == incarnation:
+            self._over = True
 
     def receive(self, message: Message, now: float) -> tuple[Effect, ...]:
         """Take in an answer."""
@@ -191,19 +201,18 @@ class Requests:
 
     def _hello(self, now: float) -> None:
         """Join, or go on with a claim where a restarted lighthouse has forgotten us."""
-        hello = self.hello
-        if self.welcome is not None:
-            hello = hello._replace(epoch=self.welcome.epoch)
-            if not self._over:
-                hello = hello._replace(claim=Claim(self.welcome.incarnation, self._claim))
+        hello = self.hello._replace(epoch=self.epoch)
+        if self.welcome is not None and not self._over:
+            hello = hello._replace(claim=Claim(self.welcome.incarnation, self._claim))
         self._effects.append(Send(hello))
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
         known = self.welcome
-        if known is not None and (welcome.epoch, welcome.incarnation) < (known.epoch, known.incarnation):
+        if welcome.epoch < self.epoch or (known is not None and welcome.incarnation < known.incarnation):
             return
         if self._over and known is not None and welcome.incarnation == known.incarnation:
-            return
+            return  # an answer to what we said before it was over
+        self.epoch = welcome.epoch
         self.welcome = welcome
         self.refusal = None
         self._over = False
@@ -225,7 +234,7 @@ class Requests:
             self._request(now)
 
     def _formed(self, formed: QuorumFormed) -> None:
-        if self.goal is not Goal.QUORUM or self.welcome is None or formed.epoch < self.welcome.epoch:
+        if self.goal is not Goal.QUORUM or self.welcome is None or formed.epoch < self.epoch:
             return
         assert self._asks is not None
         me = (self.hello.replica_id, self.welcome.incarnation, self._asks.round)
@@ -233,6 +242,7 @@ class Requests:
         if any((p.replica_id, p.incarnation, p.round) == me for p in members):
             names = tuple([(p.replica_id, p.incarnation) for p in members])
             self.quorum = formed.quorum
+            self.epoch = formed.epoch
             self._claim = QuorumClaim(formed.quorum.quorum_id, names)
             self.give_up()
 

@@ -46,6 +46,7 @@ from procguard.messages import (
     NoticeBatch,
     Obituary,
     Phase,
+    QuorumClaim,
     Rejected,
     Rejoin,
     Resync,
@@ -146,7 +147,8 @@ class Session:
     Args:
         threaded: it runs in a thread of the trainer, so the longer lease applies.
         topic: the topic that only this listener subscribes.
-        hear_notices: False: beat only (proactive recovery is off).
+        hear_notices: False: keep the peers' ends to oneself (proactive recovery is off). They are subscribed
+            all the same, because the beacon among them is how a dead connection is told from a quiet one.
     """
 
     def __init__(self, *, threaded: bool, topic: bytes, hear_notices: bool = True) -> None:
@@ -155,7 +157,9 @@ class Session:
         self._topic = topic
         self._hear_notices = hear_notices
         self._hello: Hello | None = None
+        """Without its claim and epoch, which are put in when it is said."""
         self._incarnation = EVER_SINCE
+        self._quorum: QuorumClaim | None = None
         self._interval_s = 0.1
         self._epoch = 0
         self._seq = 0
@@ -251,7 +255,8 @@ class Session:
         if self._end is not None:
             self._effects.append(Send(self._end))
         elif self._hello is not None:
-            self._effects.append(Send(self._hello))
+            claim = Claim(self._incarnation, self._quorum)
+            self._effects.append(Send(self._hello._replace(claim=claim, epoch=self._epoch)))
         self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, self._retry_max_s)
 
@@ -261,7 +266,7 @@ class Session:
         self._say(logging.WARNING, f"The lighthouse has been silent for {silent_s:g} s: connecting afresh")
         self._heard_at = now
         self._silence_s = min(2 * silent_s, SILENCE_LAST_S)
-        if self.state is not State.SILENT:
+        if self.state is State.BEATING or self.state is State.INTRODUCING:
             self._introduce(now)
 
     def _heard_something(self, now: float) -> None:
@@ -274,25 +279,25 @@ class Session:
 
     def _enrol(self, enrol: Enrol, now: float) -> None:
         """Beat for a (new) incarnation."""
+        if self.state is State.BURYING:
+            return
         assert enrol.hello.claim is not None
-        self._incarnation = enrol.hello.claim.incarnation
+        self._incarnation, self._quorum = enrol.hello.claim
         self._hello = enrol.hello._replace(topic=self._topic)
         self._interval_s = enrol.settings.heartbeat_interval_s
         self._retry_max_s = max(RETRY_FIRST_S, enrol.settings.heartbeat_timeout_s / 4)
-        if (enrol.hello.epoch, enrol.seq) > (self._epoch, self._seq) or self.state is State.NEW:
-            self._epoch, self._seq = enrol.hello.epoch, enrol.seq
-        topics = (notice_topic(enrol.hello.job_id),) if self._hear_notices else ()
         if self.state is State.NEW:
-            self._effects.append(Listen(enrol.notice_port, (*topics, self._topic)))
+            self._epoch, self._seq = enrol.hello.epoch, enrol.seq
+            topics = (notice_topic(enrol.hello.job_id), self._topic)
+            self._effects.append(Listen(enrol.notice_port, topics))
             self._heard_at = now
+        self._see_epoch(enrol.hello.epoch)
         self._beat_at = now
         self._introduce(now)
-        self._beat(now)
 
     def _in_quorum(self, told: InQuorum, now: float) -> None:
-        if self._hello is not None:
-            claim = Claim(self._incarnation, told.quorum)
-            self._hello = self._hello._replace(claim=claim, epoch=max(told.epoch, self._epoch))
+        self._quorum = told.quorum
+        self._see_epoch(told.epoch)
 
     def _hear_last_words(self, words: LastWords, now: float) -> None:
         self._last_words = words.text
@@ -321,19 +326,17 @@ class Session:
 
     def _introduce(self, now: float) -> None:
         """Say Hello with the claim until it is answered. Beats go on meanwhile."""
-        if self.state is State.BURYING:
-            return
         self.state = State.INTRODUCING
         self._retry_s = RETRY_FIRST_S
         self._retry(now)
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
-        if self.state is not State.INTRODUCING or welcome.incarnation != self._incarnation:
+        if welcome.incarnation != self._incarnation or welcome.epoch < self._epoch:
             return
-        self.state = State.BEATING
-        self._retry_at = inf
-        self._effects.append(Tell(Ready()))
-        if self._hear_notices:
+        if self.state is State.INTRODUCING:
+            self.state = State.BEATING
+            self._retry_at = inf
+            self._effects.append(Tell(Ready()))
             self._compare(welcome.epoch, welcome.seq)
 
     def _hello_wanted(self, wanted: HelloWanted, now: float) -> None:
@@ -347,12 +350,13 @@ class Session:
             self._over(rejoin.cause)
 
     def _over(self, cause: Cause) -> None:
+        """Fall silent. A trainer that has left knows that itself."""
         if self.state in (State.SILENT, State.BURYING):
             return
         self.state = State.SILENT
         self._beat_at = self._retry_at = inf
-        if cause.kind is not CauseKind.LEFT:  # that it has left, the trainer knows best
-            self._effects.append(Tell(Over(self._incarnation, cause)))
+        if cause.kind is not CauseKind.LEFT:
+            self._effects.append(Tell(Over(self._epoch, self._incarnation, cause)))
 
     def _rejected(self, rejected: Rejected, now: float) -> None:
         if rejected.text != self._refusal:
@@ -371,37 +375,43 @@ class Session:
     def _published(self, message: Message, now: float) -> None:
         if isinstance(message, Beacon):
             self._compare(message.epoch, message.seq)
-        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch and self._hello:
-            if message.epoch == self._epoch and message.seq == self._seq + 1:
+        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch:
+            self._see_epoch(message.epoch)
+            if message.seq == self._seq + 1:
                 self._seq = message.seq
             self._hear(message)
             self._compare(message.epoch, message.seq)
 
     def _resynced(self, batch: NoticeBatch) -> None:
-        if batch.epoch >= self._epoch and self._hello:
-            self._epoch, self._seq = max((self._epoch, self._seq), (batch.epoch, batch.seq))
+        if batch.epoch >= self._epoch:
+            self._see_epoch(batch.epoch)
+            self._seq = max(self._seq, batch.seq)
             self._hear(batch)
+
+    def _see_epoch(self, epoch: int) -> None:
+        """A later lighthouse counts its notices anew."""
+        if epoch > self._epoch:
+            self._epoch, self._seq = epoch, 0
 
     def _compare(self, epoch: int, seq: int) -> None:
         """Ask for what was missed, if anything was. The beacon makes us ask again if that is lost."""
-        if epoch < self._epoch:
-            return
-        if epoch > self._epoch:
-            self._epoch, self._seq = epoch, 0
-            if self._hello is not None:
-                self._hello = self._hello._replace(epoch=epoch)
-        if seq > self._seq and self._hello is not None:
+        self._see_epoch(epoch)
+        if epoch == self._epoch and seq > self._seq and self._hello is not None:
             self._effects.append(Send(Resync(self._hello.token, self._epoch, self._seq)))
 
     def _hear(self, batch: NoticeBatch) -> None:
-        """Pass notices on. Hearing one twice does no harm: the trainer's fence applies each once."""
-        assert self._hello is not None
-        own = (self._hello.replica_id, self._incarnation)
-        others = tuple([n for n in batch.notices if (n.replica_id, n.incarnation) != own])
-        if others:
-            self._effects.append(Tell(Heard(others)))
+        """Pass notices on. Hearing one twice does no harm: the trainer's fence applies each once.
+
+        A life of our own name is no peer's: the present one is over, or it is an earlier one's old story.
+        """
+        if self._hello is None:
+            return
+        own = self._hello.replica_id
+        peers = tuple([notice for notice in batch.notices if notice.replica_id != own])
+        if peers and self._hear_notices:
+            self._effects.append(Tell(Heard(batch.epoch, peers)))
         for notice in batch.notices:
-            if (notice.replica_id, notice.incarnation) == own:
+            if (notice.replica_id, notice.incarnation) == (own, self._incarnation):
                 self._over(notice.cause)
 
     def _say(self, level: int, text: str) -> None:

@@ -44,6 +44,7 @@ class TrainState:
         self.progress = Progress()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
+        self._is_disallowed = False
         self._parts: dict[str, StateFns] = {}
 
     def register(self, key: str, load: Callable[[Any], None], save: Callable[[], Any]) -> None:
@@ -75,6 +76,8 @@ class TrainState:
         try:
             step, batches = int(saved["step"]), int(saved["batches_committed"])
             committed_in = int(saved.get("committed_in", 0))
+            if min(step, batches, committed_in) < 0:
+                raise ValueError("negative")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(f"not a state dict of a Manager: {error!r} in {saved!r:.200}") from None
         with self._lock:
@@ -96,18 +99,20 @@ class TrainState:
         try:
             for key, part in state["user"].items():
                 self._parts[key].load(part)
+            self.load_progress(state["procguard"])
         except Exception as error:
             with self._lock:
-                self.progress = Progress()
+                self.progress = Progress(commit_failures=self.progress.commit_failures)
             raise CheckpointError(f"the fetched state could not be loaded: {error!r}") from error
-        self.load_progress(state["procguard"])
 
     def disallow_read(self) -> None:
-        """Keep ``save`` waiting. Once is enough."""
-        if not self._reading.locked():
+        """Return once nobody is reading, and keep the next ``save`` waiting. Saying it twice is as once."""
+        if not self._is_disallowed:
             self._reading.acquire()
+            self._is_disallowed = True
 
     def allow_read(self) -> None:
         """Let it go on."""
-        if self._reading.locked():
+        if self._is_disallowed:
+            self._is_disallowed = False
             self._reading.release()

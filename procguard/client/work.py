@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 from procguard.client.process_group import Work
-from procguard.errors import CollectiveError
 
 
 class CompletedWork:
@@ -35,7 +35,7 @@ class ManagedWork:
     Args:
         finish: applied to the buffers after success, before anyone sees them: the division of an average.
         on_error: told of the failure.
-        on_wait: called when a thread begins (True) and ends (False) waiting here.
+        waiting: entered by each thread for as long as it waits here.
     """
 
     def __init__(
@@ -45,26 +45,24 @@ class ManagedWork:
         *,
         finish: Callable[[], None],
         on_error: Callable[[Exception], None],
-        on_wait: Callable[[bool], None],
+        waiting: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._work = work
         self._value = value
         self._finish = finish
         self._on_error = on_error
-        self._on_wait = on_wait
+        self._waiting = waiting
         self._future: Future[Any] = Future()
         work.get_future().add_done_callback(self._completed)
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Return when the operation has ended: True, whatever became of it, as torchft has it."""
-        self._on_wait(True)
-        try:
-            self._work.wait(timeout)
-            self._future.result()
-        except CollectiveError as error:
-            self._on_error(error)
-        finally:
-            self._on_wait(False)
+        with self._waiting():
+            try:
+                self._work.wait(timeout)
+                self._future.result()
+            except Exception as error:  # noqa: BLE001  # the backend's; the step fails, and the Manager says why
+                self._on_error(error)
         return True
 
     def get_future(self) -> Future[Any]:
@@ -72,19 +70,23 @@ class ManagedWork:
         return self._future
 
     def _completed(self, inner: Future[Any]) -> None:
-        error = inner.exception()
-        if isinstance(error, Exception):
-            self._on_error(error)
-        else:
+        try:
+            inner.result()
             self._finish()
+        except Exception as error:  # noqa: BLE001  # the operation's, or of buffers that cannot be divided
+            self._on_error(error)
         self._future.set_result(self._value)
 
 
 def scaled(buffers: Sequence[Any], divisor: int) -> None:
-    """Divide in place; works for arrays and tensors alike."""
-    if divisor > 1:
-        for buffer in buffers:
+    """Divide in place, integers rounded down; works for arrays and tensors alike."""
+    if divisor == 1:
+        return
+    for buffer in buffers:
+        try:
             buffer /= divisor  # noqa: PLW2901  # in place
+        except (TypeError, RuntimeError):  # integers: in numpy's words, and in torch's
+            buffer //= divisor  # noqa: PLW2901
 
 
 def zeroed(buffers: Sequence[Any]) -> None:

@@ -54,7 +54,12 @@ def test_a_load_that_fails_half_way_leaves_a_replica_that_counts_as_new() -> Non
     assert healer.progress == Progress()
 
 
-@pytest.mark.parametrize("saved", [{}, {"step": 1}, {"step": "x", "batches_committed": 1}, None, [1]])
+NEGATIVE = {"step": -1, "batches_committed": 0}
+
+
+@pytest.mark.parametrize(
+    "saved", [{}, {"step": 1}, {"step": "x", "batches_committed": 1}, NEGATIVE, None, [1]]
+)
 def test_what_is_no_managers_state_is_refused_and_changes_nothing(saved: object) -> None:
     state = TrainState()
     state.commit(3, 2)
@@ -84,3 +89,38 @@ def test_a_save_waits_while_reading_is_disallowed() -> None:
     reader.join(10)
     assert saved
     state.allow_read()
+
+
+def test_a_reading_in_progress_is_waited_for_and_not_ended_by_another() -> None:
+    """``allow_read`` must not let go of what the reader holds."""
+    state = TrainState()
+    reading, go_on = threading.Event(), threading.Event()
+
+    def save() -> str:
+        reading.set()
+        go_on.wait(30)
+        return "value"
+
+    state.register(DEFAULT_PART, lambda part: None, save)
+    saved: list[object] = []
+    reader = threading.Thread(target=lambda: saved.append(state.save()["user"]))
+    reader.start()
+    assert reading.wait(30)
+    state.allow_read()
+    disallowed: list[object] = []
+    writer = threading.Thread(target=lambda: (state.disallow_read(), disallowed.extend(saved)))
+    writer.start()
+    go_on.set()
+    writer.join(30)
+    reader.join(30)
+    assert saved == [{DEFAULT_PART: "value"}]
+    state.allow_read()
+
+
+def test_after_a_load_that_failed_the_failures_in_a_row_still_count() -> None:
+    """They make the next plan name another source."""
+    healer = TrainState()
+    healer.fail()
+    with pytest.raises(CheckpointError):
+        healer.load(state_of({"a": {"w": 5}}).save())
+    assert healer.progress == Progress(commit_failures=1)

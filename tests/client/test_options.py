@@ -1,0 +1,139 @@
+"""Arguments and variables together: which of them wins, and what cannot work."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from procguard.client.options import DEFAULT_JOB, ManagerOptions
+from procguard.env import Address
+from procguard.errors import UsageError
+
+MINUTE = timedelta(seconds=60)
+
+
+def resolve(environ: dict[str, str] | None = None, **arguments: Any) -> ManagerOptions:
+    plain: dict[str, Any] = {
+        "lighthouse_addr": "lighthouse:1",
+        "job_id": None,
+        "replica_id": None,
+        "min_replica_size": 2,
+        "group_rank": None,
+        "group_world_size": None,
+        "timeout": MINUTE,
+        "quorum_timeout": MINUTE,
+        "connect_timeout": MINUTE,
+        "quorum_retries": 0,
+        "max_retries": None,
+        "progress_timeout": None,
+        "proactive_recovery": None,
+        "hostname": None,
+    }
+    return ManagerOptions.resolve(**(plain | arguments), environ=environ or {})
+
+
+def test_defaults() -> None:
+    options = resolve()
+    assert options.lighthouse == Address("lighthouse", 1)
+    assert options.where == "lighthouse:1 (given as lighthouse_addr)"
+    assert options.job_id == DEFAULT_JOB
+    assert options.replica_id == f"{socket.gethostname()}-{os.getpid()}"
+    assert options.proactive
+    assert options.progress_timeout is None
+    assert options.max_retries is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "argument", "field", "value"),
+    [
+        ("PROCGUARD_TIMEOUT_SEC", "7", "timeout", "timeout", timedelta(seconds=7)),
+        ("PROCGUARD_QUORUM_TIMEOUT_SEC", "7", "quorum_timeout", "quorum_timeout", timedelta(seconds=7)),
+        ("TORCHFT_CONNECT_TIMEOUT_SEC", "7", "connect_timeout", "connect_timeout", timedelta(seconds=7)),
+        ("PROCGUARD_PROGRESS_TIMEOUT_SEC", "7", "progress_timeout", "progress_timeout", timedelta(seconds=7)),
+    ],
+)
+def test_of_timeouts_the_variable_wins(
+    variable: str, text: str, argument: str, field: str, value: timedelta
+) -> None:
+    assert getattr(resolve({variable: text}, **{argument: MINUTE}), field) == value
+    assert getattr(resolve(**{argument: MINUTE}), field) == MINUTE
+
+
+def test_of_retries_the_variable_wins_also_with_0() -> None:
+    assert resolve({"PROCGUARD_QUORUM_RETRIES": "0"}, quorum_retries=3).quorum_retries == 0
+    assert resolve(quorum_retries=3).quorum_retries == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "argument", "given", "field", "expected"),
+    [
+        ("PROCGUARD_LIGHTHOUSE", "other:2", "lighthouse_addr", "mine:3", "lighthouse", Address("mine", 3)),
+        ("PROCGUARD_JOB_ID", "theirs", "job_id", "mine", "job_id", "mine"),
+        ("REPLICA_ID", "theirs", "replica_id", "mine", "replica_id", "mine"),
+        ("PROCGUARD_PROACTIVE_RECOVERY", "1", "proactive_recovery", False, "proactive", False),
+    ],
+)
+def test_of_names_and_the_address_the_argument_wins(
+    variable: str, text: str, argument: str, given: Any, field: str, expected: Any
+) -> None:
+    assert getattr(resolve({variable: text}, **{argument: given}), field) == expected
+
+
+def test_without_an_argument_the_variable_counts() -> None:
+    options = resolve(
+        {
+            "PROCGUARD_LIGHTHOUSE": "tcp://other:2",
+            "PROCGUARD_JOB_ID": "job",
+            "REPLICA_GROUP_ID": "3",
+            "PROCGUARD_PROACTIVE_RECOVERY": "off",
+        },
+        lighthouse_addr=None,
+    )
+    assert options.lighthouse == Address("other", 2)
+    assert "PROCGUARD_LIGHTHOUSE" in options.where
+    assert options.job_id == "job"
+    assert options.replica_id == "3"
+    assert not options.proactive
+
+
+def test_a_replica_id_goes_before_a_group_id() -> None:
+    assert resolve({"REPLICA_ID": "r", "REPLICA_GROUP_ID": "3"}).replica_id == "r"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"lighthouse_addr": None}, "start one with `procguard-lighthouse --port 29510`"),
+        ({"lighthouse_addr": "lighthouse:http"}, "lighthouse_addr: 'lighthouse:http' is not an address"),
+        ({"job_id": ""}, "job_id: '' cannot be a name"),
+        ({"replica_id": "a\0b"}, "replica_id: "),
+        ({"min_replica_size": 0}, "min_replica_size is 0"),
+        ({"timeout": timedelta(0)}, "timeout is datetime.timedelta(0); give a timedelta above 0"),
+        ({"timeout": 60}, "timeout is 60; give a timedelta above 0, such as timedelta(seconds=60)"),
+        ({"quorum_timeout": timedelta(seconds=-1)}, "quorum_timeout is"),
+        ({"connect_timeout": timedelta(0)}, "connect_timeout is"),
+        ({"progress_timeout": timedelta(0)}, "progress_timeout is"),
+        ({"quorum_retries": -1}, "quorum_retries is -1; give 0 or more"),
+        ({"max_retries": -2}, "max_retries is -2"),
+        ({"group_rank": 1, "group_world_size": 2}, "rank 1 of world_size 2"),
+    ],
+)
+def test_what_cannot_work_is_named(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve(**arguments)
+    assert said in str(caught.value)
+
+
+def test_a_group_of_several_ranks_is_refused_also_from_torchruns_variables() -> None:
+    with pytest.raises(UsageError, match="rank 0 of world_size 4"):
+        resolve({"RANK": "0", "WORLD_SIZE": "4"})
+    assert resolve({"RANK": "0", "WORLD_SIZE": "4"}, group_rank=0, group_world_size=1)
+
+
+def test_a_variable_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(UsageError, match="PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off"):
+        resolve({"PROCGUARD_PROACTIVE_RECOVERY": "maybe"})
