@@ -4,8 +4,8 @@ Everything that is waited for has one deadline, generous enough for a crowded ma
 then stands in the failure's message. Nothing here sleeps: what a trainer says wakes the one who waits, and
 what only the kernel or the lighthouse know is asked again after a tick.
 
-A test strikes trainers with ``strike`` and ``end``; all others are innocent, and ``check`` holds that nobody was
-told anything about them.
+A test strikes trainers with ``strike`` and ``end``; all others are innocent, and ``check`` holds that nobody
+was told of them.
 """
 
 from __future__ import annotations
@@ -177,16 +177,19 @@ class Job:
         return trainer
 
     def fill(self, *replica_ids: str, **environ: str) -> list[Trainer]:
-        """These replicas and no others, in training together, each with its listener."""
-        for trainer in self.trainers:
-            if trainer.lives and trainer.replica_id not in replica_ids:
-                trainer.strike(signal.SIGKILL)
-                trainer.exit_code()
+        """These replicas, in training together, each with its listener; who has no process gets one."""
         living = {trainer.replica_id: trainer for trainer in self.trainers if trainer.lives}
         trainers = [living.get(replica_id) or self.start(replica_id, **environ) for replica_id in replica_ids]
         self.trains(*trainers)
         self.until(lambda: all(trainer.is_watched for trainer in trainers), "listeners watch all of them")
         return trainers
+
+    def dismiss_all_but(self, *replica_ids: str) -> None:
+        """End the trainers of all other replicas."""
+        for trainer in self.trainers:
+            if trainer.lives and trainer.replica_id not in replica_ids:
+                trainer.strike(signal.SIGKILL)
+                trainer.exit_code()
 
     # --- what is waited for -------------------------------------------------------------------------
 

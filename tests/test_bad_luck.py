@@ -57,6 +57,7 @@ class Stage:
     def whole_job(self) -> Job:
         if self.job is not None:
             try:
+                self.job.dismiss_all_but(*REPLICAS)
                 self.job.fill(*REPLICAS)
                 return self.job
             except AssertionError:
@@ -84,6 +85,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def job(stage: Stage) -> Iterator[Job]:
     job = stage.whole_job()
     yield job
+    job.dismiss_all_but(*REPLICAS)
     job.fill(*REPLICAS)
     job.check()
 
@@ -215,7 +217,7 @@ def test_a_trainer_is_stopped_and_continued(job: Job, trio: list[Trainer], numbe
 
 
 def test_a_stop_shorter_than_the_heartbeat_timeout_is_no_event(tmp_path: Path) -> None:
-    with Job(tmp_path, "--heartbeat-timeout-ms=60000") as job:
+    with Job(tmp_path, *("--heartbeat-timeout-ms=60000", "--thread-heartbeat-timeout-ms=60000")) as job:
         both = job.fill("0", "1")
         before = [trainer.incarnation for trainer in both]
         os.kill(both[1].pid, signal.SIGSTOP)
@@ -245,6 +247,7 @@ def test_the_end_of_a_forked_data_loader_is_no_event(job: Job, trio: list[Traine
 
 def test_children_that_live_on_do_not_hide_a_death(job: Job, trio: list[Trainer]) -> None:
     *survivors, victim = trio
+    earlier = len(victim.said("child"))
     victim.do("fork(manager, lives_on=True)")
     victim.do(
         "import multiprocessing\n"
@@ -252,11 +255,11 @@ def test_children_that_live_on_do_not_hide_a_death(job: Job, trio: list[Trainer]
         "of_fork.Process(target=data_loader, args=(manager,), kwargs={'lives_on': True}).start()"
     )
     victim.do("import subprocess\nsay('child', pid=subprocess.Popen(['sleep', '1000'], close_fds=False).pid)")
-    job.until(lambda: len(victim.said("child")) == 3, "it has children")
+    job.until(lambda: len(victim.said("child")) == earlier + 3, "it has children")
     job.trains(*trio)
     victim.strike(signal.SIGKILL)
     assert job.told(victim, survivors) == {"killed by SIGKILL"}
-    children = [psutil.Process(event["pid"]) for event in victim.said("child")]
+    children = [psutil.Process(event["pid"]) for event in victim.said("child")[earlier:]]
     assert all(child.status() != psutil.STATUS_ZOMBIE for child in children)
     job.trains(*survivors)
     for child in children:
@@ -268,7 +271,7 @@ def test_children_that_live_on_do_not_hide_a_death(job: Job, trio: list[Trainer]
 
 def test_without_proactive_recovery_a_killed_trainer_costs_its_step(job: Job) -> None:
     threaded = {"PROCGUARD_PROACTIVE_RECOVERY": "0", "PROCGUARD_JOB_ID": "threaded"}
-    *survivors, victim = job.fill(*REPLICAS, "t0", "t1", "t2", **threaded)[len(REPLICAS) :]
+    *survivors, victim = job.fill("t0", "t1", "t2", **threaded)
     assert not any(trainer.last["listeners"] for trainer in (*survivors, victim))
     victim.hang()
     victim.strike(signal.SIGKILL)

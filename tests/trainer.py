@@ -101,8 +101,10 @@ class Trainer:
 
     def listen(self) -> None:
         """Take the test's words, in a thread."""
-        for line in sys.stdin:
-            self.heard.put(json.loads(line))
+        # Not from sys.stdin: a child of multiprocessing closes that, and would wait for this thread's lock on it.
+        with open(os.dup(0)) as words:
+            for line in words:
+                self.heard.put(json.loads(line))
 
 
 def say(event: str, **facts: Any) -> None:

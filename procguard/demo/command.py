@@ -75,7 +75,7 @@ def _played(setting: Setting, *, silent: bool) -> Result:
     from procguard.demo.run import play
     from procguard.demo.view import chosen_view, print_report
 
-    folder = Path(tempfile.mkdtemp(prefix="procguard-demo-"))
+    folder = _new_folder()
     try:
         with chosen_view(silent=silent) as view:
             result = play(setting, folder, view)
@@ -91,6 +91,13 @@ def _played(setting: Setting, *, silent: bool) -> Result:
     lines = [f"Broken: {promise}" for promise in broken]
     click.echo("\n".join([*lines, f"Logs and journals are in {folder} (seed {setting.seed})"]), err=True)
     return result
+
+
+def _new_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="procguard-demo-"))
+    except OSError as error:
+        raise UsageError(f"no folder for logs: {error}; name a writable one in TMPDIR") from None
 
 
 def _check_extra() -> None:

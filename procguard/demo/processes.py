@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from procguard.demo.journal import Entry, parse
 from procguard.demo.keeper import MARK, sweep
@@ -36,15 +35,6 @@ STEERING = (
     "WORLD_SIZE",
 )
 """Variables that begin like this are left behind: the user's own settings must not change the demo."""
-
-
-class Exit(NamedTuple):
-    """A process has ended."""
-
-    name: str
-    code: int
-    """Negative: by this signal."""
-    last_words: str
 
 
 class Life:
@@ -96,7 +86,8 @@ class Processes:
 
     def lighthouse_address(self) -> str | None:
         """Where it listens; None until it does."""
-        for line in self._lighthouse_log.read_text().splitlines():
+        *lines, _ = self._lighthouse_log.read_text().split("\n")
+        for line in lines:
             if line.startswith("{") and "address" in (said := json.loads(line)):
                 return str(said["address"])
         return None
@@ -141,16 +132,15 @@ class Processes:
         """What all replicas wrote since the last call, by time."""
         return sorted((entry for life in self.lives for entry in life.entries()), key=lambda entry: entry.at)
 
-    def unexpected_exit(self) -> Exit | None:
-        """A process that has ended and should not have; with 0, a replica may end."""
+    def unexpected_end(self) -> str:
+        """Says which process has ended that should not have; empty if none. With 0, a replica may end."""
         if (code := self._lighthouse.poll()) is not None:
-            return Exit("the lighthouse", code, _last_words(self._lighthouse_log))
+            return _obituary("the lighthouse", code, self._lighthouse_log)
         for life in self.lives:
             code = life.process.poll()
             if code and not life.killed:
-                name = f"replica {life.replica_id} (pid {life.process.pid})"
-                return Exit(name, code, _last_words(life.log))
-        return None
+                return _obituary(f"replica {life.replica_id} (pid {life.process.pid})", code, life.log)
+        return ""
 
     def all_exited(self) -> bool:
         """All replicas' processes have ended."""
@@ -196,5 +186,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {**inherited, MARK: str(folder), "PYTHONPATH": search, "OMP_NUM_THREADS": "1"}
 
 
-def _last_words(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+def _obituary(name: str, code: int, log: Path) -> str:
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    last_words = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+    return f"{name} {how}; its log ends with:\n{last_words}"

@@ -107,10 +107,8 @@ class _Run:
             self._view.show(self._chronicle, until.what)
             if until.holds():
                 return
-            if ended := self._processes.unexpected_exit():
-                raise _Trouble(
-                    f"{ended.name} ended with {ended.code}; its log ends with:\n{ended.last_words}"
-                )
+            if obituary := self._processes.unexpected_end():
+                raise _Trouble(obituary)
             if time.monotonic() > deadline:
                 raise _Trouble(f"gave up after {PATIENCE_S:g} s: waited until {until.what}")
             time.sleep(TICK_S)

@@ -226,14 +226,11 @@ class Roster:
 
     def _welcome(self, peer: bytes, topic: bytes, member: Member) -> None:
         """Answer a Hello; a listener's only once its subscription stands, so that it misses nothing."""
-        if not topic:
-            self.send(peer, self._welcome_to(member))
-            return
-        if topic in self._held:
-            self.send(peer, self._welcome_to(member))
-        else:
+        if topic and topic not in self._held:
             self._welcomes[topic] = peer
             _bound(self._welcomes, TOPICS_MAX)
+        else:
+            self.send(peer, self._welcome_to(member))
 
     def _welcome_to(self, member: Member) -> Welcome:
         seq = self.jobs[member.job_id].notices.seq

@@ -806,3 +806,31 @@ def test_threads_that_strike_at_any_moment_block_nobody() -> None:
         striker.join(DEADLINE_S)
         assert not striker.is_alive()
     assert len(stage.told) == steps
+
+
+def test_from_start_quorum_on_a_notice_cannot_touch_the_transfers_of_the_new_round(stage: Stage) -> None:
+    replica = stage.start(of(1, *alike("b")))
+    assert replica.should_commit()
+    replica.start_quorum()
+    stage.membership.wait_until_asked(2)
+    stage.hear(notice("b", 2))
+    assert not stage.transport.is_aborted and stage.pg.aborted == []
+    stage.membership.answer(of(2))
+    assert replica.should_commit()
+
+
+def test_an_error_while_a_collective_waits_for_the_quorum_leaves_the_buffers_alone(stage: Stage) -> None:
+    """Also those of one that would have contributed zeros, because it heals."""
+    replica = stage.replica
+
+    def fail_first(asks: Participant) -> Quorum:
+        asked.wait(DEADLINE_S)
+        replica.report_error(ValueError("in another thread"))
+        return of(1, peer(step=8))(asks)
+
+    asked, buffer = threading.Event(), np.ones(2)
+    stage.membership.answer(fail_first)
+    replica.start_quorum()
+    show, stage.membership.show = stage.membership.show, lambda **fields: (show(**fields), asked.set())
+    assert replica.allreduce(buffer).wait()
+    assert buffer.tolist() == [1.0, 1.0] and stage.pg.works == []

@@ -1,28 +1,14 @@
-"""The listener's conversation in virtual time: beats, gaps in the notices, ends, and a silent lighthouse."""
+"""The listener's conversation, event by event, in virtual time."""
 
 from __future__ import annotations
 
-import logging
 from math import inf
-from typing import TypeVar
 
 import pytest
 
-from procguard.client.link_words import (
-    Enrol,
-    Farewell,
-    Heard,
-    InQuorum,
-    LastWords,
-    LeftOut,
-    LinkMessage,
-    Over,
-    Ready,
-    Said,
-)
+from procguard.client.link_words import Farewell, Heard, InQuorum, LastWords, LeftOut, Over, Ready, Said
 from procguard.client.session import (
     BURIAL_S,
-    RETRY_FIRST_S,
     SILENCE_FIRST_S,
     SILENCE_LAST_S,
     Died,
@@ -51,586 +37,431 @@ from procguard.messages import (
     Heartbeat,
     Hello,
     HelloWanted,
-    Incarnation,
     Leave,
     Message,
-    Notice,
     NoticeBatch,
     Obituary,
     Phase,
-    Process,
-    Quorum,
     QuorumClaim,
-    QuorumFormed,
     QuorumId,
     Rejected,
     Rejection,
     Rejoin,
     Resync,
-    Settings,
-    Welcome,
-    listener_topic,
     notice_topic,
 )
+from tests.client.fakes import EPOCH, JOB, KILLED, LEFT, STOPPED, TOKEN, enrol, life, notice, welcome
 
-EPOCH = 100
-SEQ = 4
-INTERVAL_S = 0.1
-RETRY_LAST_S = 0.25
-TOKEN = b"0123456789abcdef"
-TOPIC = listener_topic(b"nonce")
-FIRST, SECOND = Incarnation(EPOCH, 1), Incarnation(EPOCH, 2)
-SETTINGS = Settings(INTERVAL_S, 4 * RETRY_LAST_S, 5.0, 0.3, 60.0)
-PROCESS = Process("host", "boot", 5, 6)
-CLAIM = QuorumClaim(QuorumId(EPOCH, 7), (("a", FIRST), ("b", FIRST)))
-KILLED = Cause(CauseKind.PROCESS_EXIT, signal=9)
-TIMED_OUT = Cause(CauseKind.HEARTBEAT_TIMEOUT)
-GONE_WELL = Cause(CauseKind.PROCESS_EXIT, exit_code=0)
-M = TypeVar("M")
+TOPIC = b"\0own topic"
 
 
-def hello(incarnation: Incarnation = FIRST, quorum: QuorumClaim | None = None, epoch: int = EPOCH) -> Hello:
-    claim = Claim(incarnation, quorum)
-    return Hello("train", "a", TOKEN, PROCESS, 0, 1, "", claim, TOPIC, epoch, 2, 0.0)
+class Conversation:
+    """One session, what it has said and what it has told its trainer."""
 
-
-def enrol(incarnation: Incarnation = FIRST, seq: int = SEQ) -> Enrol:
-    return Enrol(hello(incarnation)._replace(topic=b""), 29511, seq, SETTINGS)
-
-
-def welcome(incarnation: Incarnation = FIRST, seq: int = SEQ, epoch: int = EPOCH) -> Welcome:
-    return Welcome(epoch, incarnation, 29511, seq, SETTINGS)
-
-
-def notice(name: str, incarnation: Incarnation = FIRST, cause: Cause = KILLED) -> Notice:
-    return Notice(name, incarnation, cause, 3)
-
-
-def batch(seq: int, *notices: Notice, epoch: int = EPOCH) -> NoticeBatch:
-    return NoticeBatch(epoch, seq, notices)
-
-
-class Listener:
-    """A session, the clock, and what the session wants done: ``effects`` since they were last looked at."""
-
-    def __init__(self, *, threaded: bool = False, hear_notices: bool = True, beating: bool = True) -> None:
-        self.now = 50.0
-        self.trainer = Trainer()
+    def __init__(self, *, threaded: bool = False, hear_notices: bool = True) -> None:
         self.session = Session(threaded=threaded, topic=TOPIC, hear_notices=hear_notices)
+        self.now = 100.0
+        self.trainer = Trainer(Phase.COMPUTE, 7, 3)
         self.effects: list[Effect] = []
-        if beating:
-            self.told(enrol())
-            self.received(welcome())
-            assert self.session.state is State.BEATING
-            self.effects.clear()
 
-    def step(self, event: Event) -> None:
-        self.effects += self.session.step(event, self.now)
+    def step(self, event: Event) -> list[Effect]:
+        effects = list(self.session.step(event, self.now))
+        self.effects += effects
+        return effects
 
-    def told(self, *messages: Enrol | InQuorum | LastWords | Farewell) -> None:
-        for message in messages:
-            self.step(Told(message))
+    def told(self, message: object) -> list[Effect]:
+        return self.step(Told(message))  # type: ignore[arg-type]
 
-    def received(self, *messages: Message) -> None:
-        for message in messages:
-            self.step(Received(message))
+    def got(self, message: Message) -> list[Effect]:
+        return self.step(Received(message))
 
-    def published(self, *messages: Message) -> None:
-        for message in messages:
-            self.step(Published(message))
+    def heard(self, message: Message) -> list[Effect]:
+        return self.step(Published(message))
 
-    def wake(self) -> None:
-        self.step(TimePassed(self.trainer))
+    def died(self, cause: Cause = KILLED, step: int = 3) -> list[Effect]:
+        return self.step(Died(cause, step))
 
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.session.next_deadline() <= end:
-            self.now = max(self.now, self.session.next_deadline())
-            self.wake()
-            assert self.session.next_deadline() > self.now, "a deadline that has passed was left undone"
-        self.now = end
+    def advance(self, seconds: float) -> list[Effect]:
+        """Let time pass as a host does: whenever something is due."""
+        end, effects = self.now + seconds, list[Effect]()
+        for _ in range(10_000):
+            due = self.session.next_deadline()
+            if due > end:
+                self.now = end
+                return effects
+            self.now = max(self.now, due)
+            effects += self.step(TimePassed(self.trainer))
+        raise AssertionError("a deadline that has passed is not dealt with")
 
-    def sent(self, kind: type[M]) -> list[M]:
-        """Messages of this kind since the last look; forgets all others."""
-        effects, self.effects = self.effects, []
-        sent = [effect.message for effect in effects if isinstance(effect, Send)]
-        return [message for message in sent if isinstance(message, kind)]
-
-    def tells(self) -> list[LinkMessage]:
-        """What the trainer was told since the last look, log lines excepted; forgets all others."""
-        effects, self.effects = self.effects, []
-        tells = [effect.message for effect in effects if isinstance(effect, Tell)]
-        return [message for message in tells if not isinstance(message, Said)]
+    def beating(self, number: int = 1, **fields: int) -> Conversation:
+        """Enrolled and welcome."""
+        self.told(enrol(number, **fields))
+        self.got(welcome(number, **fields))
+        self.advance(0)
+        assert self.session.state is State.BEATING
+        return self
 
 
-# --- introduction
+def sent(effects: list[Effect], kind: type) -> list[Message]:
+    return [e.message for e in effects if isinstance(e, Send) and type(e.message) is kind]
 
 
-def test_enrolling_subscribes_introduces_and_beats_at_once():
-    listener = Listener(beating=False)
-    listener.told(enrol())
-    listen, introduction, beat = listener.effects
-    assert listen == Listen(29511, (notice_topic("train"), TOPIC))
-    assert introduction == Send(hello())
-    assert isinstance(beat, Send)
-    assert isinstance(beat.message, Heartbeat)
-    listener.received(welcome())
-    assert listener.tells() == [Ready()]
+def told(effects: list[Effect], kind: type) -> list[object]:
+    return [e.message for e in effects if isinstance(e, Tell) and type(e.message) is kind]
 
 
-def test_before_it_is_enrolled_it_does_nothing():
-    listener = Listener(beating=False)
-    assert listener.session.next_deadline() == inf
-    listener.wake()
-    listener.told(InQuorum(EPOCH, CLAIM), LastWords("?"))
-    listener.published(Beacon(EPOCH, 3), batch(4, notice("b")))
-    assert listener.effects == []
+def batch(seq: int, *notices: object, epoch: int = EPOCH) -> NoticeBatch:
+    return NoticeBatch(epoch, seq, notices)  # type: ignore[arg-type]
 
 
-def test_a_hello_is_repeated_with_a_growing_and_bounded_pause():
-    listener = Listener(beating=False)
-    listener.told(enrol())
-    said_at: dict[float, None] = {listener.now: None}
-    listener.effects.clear()
-    while listener.now < 51.5:
-        listener.advance(listener.session.next_deadline() - listener.now)
-        if listener.sent(Hello):
-            said_at[listener.now] = None
-    times = list(said_at)
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
-    assert pauses[:4] == pytest.approx([RETRY_FIRST_S, 2 * RETRY_FIRST_S, RETRY_LAST_S, RETRY_LAST_S])
+# --- beginning ----------------------------------------------------------------------------------------
 
 
-def test_a_welcome_ends_the_repetition():
-    listener = Listener()
-    listener.advance(1.0)
-    assert listener.sent(Hello) == []
+def test_before_it_is_enrolled_it_has_nothing_to_do() -> None:
+    talk = Conversation()
+    assert talk.session.next_deadline() == inf
+    assert talk.step(TimePassed(Trainer())) == []
+    assert talk.heard(Beacon(EPOCH, 3)) == []
+    assert talk.heard(batch(4, notice("b"))) == []
 
 
-def test_a_welcome_to_another_life_is_not_meant():
-    listener = Listener(beating=False)
-    listener.told(enrol(SECOND))
-    listener.received(welcome(FIRST))
-    assert listener.session.state is State.INTRODUCING
-    assert Ready() not in listener.tells()
+def test_once_enrolled_it_subscribes_says_hello_with_its_claim_and_beats() -> None:
+    talk = Conversation()
+    listen, introduction = talk.told(enrol(1, seq=4))
+    assert listen == Listen(29511, (notice_topic(JOB), TOPIC))
+    assert isinstance(introduction, Send)
+    assert isinstance(introduction.message, Hello)
+    assert introduction.message.claim == Claim(life(1), None)
+    assert introduction.message.topic == TOPIC
+    (beat,) = sent(talk.advance(0), Heartbeat)
+    assert beat == Heartbeat(TOKEN, life(1), False, False, Phase.COMPUTE, 7, 3), "of the trainer as it is"
 
 
-def test_what_happened_before_it_listened_is_asked_for():
-    listener = Listener(beating=False)
-    listener.told(enrol(seq=SEQ))
-    listener.received(welcome(seq=SEQ + 2))
-    assert listener.sent(Resync) == [Resync(TOKEN, EPOCH, SEQ)]
+def test_it_is_ready_when_it_is_welcome() -> None:
+    talk = Conversation()
+    talk.told(enrol())
+    assert told(talk.got(welcome()), Ready) == [Ready()]
+    assert told(talk.got(welcome()), Ready) == [], "a second answer to a repeated Hello"
 
 
-def test_a_refusal_is_logged_once_and_does_not_end_the_attempts():
-    listener = Listener(beating=False)
-    listener.told(enrol())
-    listener.effects.clear()
-    no = Rejected(Rejection.FULL, "full", "", 0)
-    listener.received(no, no)
-    assert listener.effects == [Tell(Said(logging.WARNING, "The lighthouse refuses this listener: full"))]
-    listener.advance(1.0)
-    assert listener.sent(Hello)
+def test_a_welcome_to_another_life_or_of_a_lower_epoch_does_not_count() -> None:
+    talk = Conversation()
+    talk.told(enrol(2))
+    assert talk.got(welcome(1)) == []
+    assert talk.got(welcome(2, epoch=EPOCH - 1)) == []
+    assert talk.session.state is State.INTRODUCING
 
 
-# --- beats
+def test_hello_is_repeated_with_a_growing_pause_until_it_is_answered() -> None:
+    talk = Conversation()
+    talk.told(enrol())
+    assert len(sent(talk.advance(1.0), Hello)) == 4, "after 0.1, 0.3, 0.55 and 0.8 s"
+    talk.got(welcome())
+    assert sent(talk.advance(1.0), Hello) == []
 
 
-def test_it_beats_each_interval_with_what_it_sees_of_the_trainer():
-    listener = Listener(threaded=True)
-    listener.trainer = Trainer(Phase.COMPUTE, 12, 5, stopped=True)
-    listener.advance(1.05)
-    beats = listener.sent(Heartbeat)
-    assert len(beats) == 10
-    assert set(beats) == {Heartbeat(TOKEN, FIRST, True, True, Phase.COMPUTE, 12, 5)}
+def test_it_beats_at_the_interval_and_catches_up_with_no_burst() -> None:
+    talk = Conversation().beating()
+    talk.got(Beacon(EPOCH, 0))
+    assert len(sent(talk.advance(1.0), Heartbeat)) == 10
+    talk.now += 1.0  # the process was held up
+    assert len(sent(talk.advance(0.1), Heartbeat)) <= 3
 
 
-def test_it_beats_while_it_introduces_itself():
-    listener = Listener(beating=False)
-    listener.told(enrol())
-    listener.advance(1.05)
-    assert len(listener.sent(Heartbeat)) == 11
+def test_a_thread_says_so_in_its_beats() -> None:
+    talk = Conversation(threaded=True).beating()
+    (beat,) = sent(talk.advance(0.1), Heartbeat)
+    assert isinstance(beat, Heartbeat)
+    assert beat.threaded
 
 
-def test_after_a_stall_it_beats_at_once_and_once():
-    listener = Listener()
-    listener.now += 1.5
-    listener.wake()
-    listener.wake()
-    assert len(listener.sent(Heartbeat)) == 1
-    listener.advance(1.0)
-    assert 10 <= len(listener.sent(Heartbeat)) <= 11, "the beats that were missed are not made up for"
+def test_a_stopped_trainer_is_said_to_be_stopped() -> None:
+    talk = Conversation().beating()
+    talk.trainer = Trainer(Phase.COLLECTIVE, 8, 4, stopped=True)
+    (beat,) = sent(talk.advance(0.1), Heartbeat)
+    assert beat == Heartbeat(TOKEN, life(1), False, True, Phase.COLLECTIVE, 8, 4)
 
 
-def test_a_wake_up_that_is_late_by_a_little_does_not_shift_the_rhythm():
-    listener = Listener()
-    due = listener.session.next_deadline()
-    listener.now = due + INTERVAL_S / 4
-    listener.wake()
-    assert listener.session.next_deadline() == pytest.approx(due + INTERVAL_S)
+# --- notices ------------------------------------------------------------------------------------------
 
 
-def test_an_early_wake_up_beats_not():
-    listener = Listener()
-    listener.wake()
-    assert listener.effects == []
+def test_notices_are_passed_on_with_the_epoch_of_who_gave_them() -> None:
+    talk = Conversation().beating()
+    effects = talk.heard(batch(1, notice("b"), notice("c")))
+    assert effects == [Tell(Heard(EPOCH, (notice("b"), notice("c"))))]
 
 
-# --- notices
+def test_without_proactive_recovery_no_notice_is_passed_on_but_ones_own_end_is() -> None:
+    talk = Conversation(hear_notices=False).beating()
+    assert told(talk.heard(batch(1, notice("b"))), Heard) == []
+    assert told(talk.heard(batch(2, notice("a", cause=STOPPED))), Over) == [Over(EPOCH, life(1), STOPPED)]
 
 
-def test_the_next_batch_is_passed_on():
-    listener = Listener()
-    listener.published(batch(SEQ + 1, notice("b"), notice("c")))
-    assert listener.effects == [Tell(Heard((notice("b"), notice("c"))))]
-    listener.effects.clear()
-    listener.published(Beacon(EPOCH, SEQ + 1))
-    assert listener.effects == [], "nothing is missing"
+def test_a_gap_is_told_from_the_next_batch_and_asked_for() -> None:
+    talk = Conversation().beating(seq=3)
+    effects = talk.heard(batch(6, notice("c")))
+    assert told(effects, Heard) == [Heard(EPOCH, (notice("c"),))], "not held back for what is missing"
+    assert sent(effects, Resync) == [Resync(TOKEN, EPOCH, 3)]
+    effects = talk.got(batch(6, notice("b"), notice("c")))
+    assert told(effects, Heard) == [Heard(EPOCH, (notice("b"), notice("c")))]
+    assert sent(talk.heard(Beacon(EPOCH, 6)), Resync) == []
 
 
-def test_a_gap_is_asked_for_and_what_came_after_it_is_heard_at_once():
-    listener = Listener()
-    listener.published(batch(SEQ + 2, notice("c")))
-    assert listener.effects == [Tell(Heard((notice("c"),))), Send(Resync(TOKEN, EPOCH, SEQ))]
-    listener.effects.clear()
-    listener.received(batch(SEQ + 2, notice("b"), notice("c")))
-    assert listener.tells() == [Heard((notice("b"), notice("c")))]
-    listener.published(Beacon(EPOCH, SEQ + 2), batch(SEQ + 3, notice("d")))
-    assert listener.effects == [Tell(Heard((notice("d"),)))]
+def test_a_gap_is_told_from_the_beacon_and_asked_for_until_it_is_closed() -> None:
+    talk = Conversation().beating()
+    assert sent(talk.heard(Beacon(EPOCH, 1)), Resync) == [Resync(TOKEN, EPOCH, 0)]
+    assert sent(talk.heard(Beacon(EPOCH, 1)), Resync) == [Resync(TOKEN, EPOCH, 0)], "that one was lost"
+    talk.got(batch(1, notice("b")))
+    assert sent(talk.heard(Beacon(EPOCH, 1)), Resync) == []
 
 
-def test_each_beacon_asks_again_for_what_is_still_missing():
-    listener = Listener()
-    for _ in range(3):
-        listener.published(Beacon(EPOCH, SEQ + 1))
-    assert listener.sent(Resync) == [Resync(TOKEN, EPOCH, SEQ)] * 3
-    listener.received(batch(SEQ + 1, notice("b")))
-    listener.published(Beacon(EPOCH, SEQ + 1))
-    assert listener.sent(Resync) == []
+def test_a_gap_is_told_from_the_welcome() -> None:
+    talk = Conversation()
+    talk.told(enrol(seq=2))
+    assert sent(talk.got(welcome(seq=5)), Resync) == [Resync(TOKEN, EPOCH, 2)]
 
 
-def test_a_late_answer_does_not_set_it_back():
-    listener = Listener()
-    listener.published(batch(SEQ + 1, notice("b")), batch(SEQ + 2, notice("c")))
-    listener.received(batch(SEQ + 1, notice("b")))
-    listener.effects.clear()
-    listener.published(Beacon(EPOCH, SEQ + 2))
-    assert listener.effects == []
+def test_a_later_lighthouse_counts_its_notices_anew() -> None:
+    talk = Conversation().beating(seq=9)
+    assert sent(talk.heard(Beacon(EPOCH + 1, 0)), Resync) == []
+    effects = talk.heard(batch(1, notice("b"), epoch=EPOCH + 1))
+    assert told(effects, Heard) == [Heard(EPOCH + 1, (notice("b"),))]
+    assert sent(effects, Resync) == []
 
 
-def test_a_new_epoch_is_asked_for_from_its_beginning():
-    listener = Listener()
-    listener.published(Beacon(EPOCH + 1, 2))
-    assert listener.sent(Resync) == [Resync(TOKEN, EPOCH + 1, 0)]
-    listener.received(batch(2, notice("b"), epoch=EPOCH + 1))
-    assert listener.tells() == [Heard((notice("b"),))]
-    listener.published(Beacon(EPOCH + 1, 2))
-    assert listener.sent(Resync) == []
+def test_the_first_word_of_a_later_lighthouse_may_be_a_batch() -> None:
+    talk = Conversation().beating(seq=9)
+    effects = talk.heard(batch(2, notice("b"), epoch=EPOCH + 1))
+    assert told(effects, Heard) == [Heard(EPOCH + 1, (notice("b"),))]
+    assert sent(effects, Resync) == [Resync(TOKEN, EPOCH + 1, 0)]
 
 
-def test_a_new_epoch_in_which_nothing_has_happened_needs_no_question():
-    listener = Listener()
-    listener.published(Beacon(EPOCH + 1, 0))
-    assert listener.effects == []
+def test_an_earlier_lighthouse_is_not_listened_to() -> None:
+    talk = Conversation().beating(seq=3)
+    assert talk.heard(batch(4, notice("b"), epoch=EPOCH - 1)) == []
+    assert talk.got(batch(4, notice("b"), epoch=EPOCH - 1)) == []
+    assert talk.heard(Beacon(EPOCH - 1, 9)) == []
 
 
-def test_the_first_notice_of_a_new_epoch_is_heard():
-    listener = Listener()
-    listener.published(batch(1, notice("b"), epoch=EPOCH + 1))
-    assert listener.tells() == [Heard((notice("b"),))]
+def test_what_is_heard_meanwhile_is_not_skipped_by_a_new_enrolment() -> None:
+    talk = Conversation().beating(seq=3)
+    talk.told(enrol(2, seq=5))
+    assert sent(talk.got(welcome(2, seq=5)), Resync) == [Resync(TOKEN, EPOCH, 3)]
 
 
-def test_a_lighthouse_of_an_earlier_epoch_is_not_listened_to():
-    listener = Listener()
-    listener.published(Beacon(EPOCH - 1, SEQ + 9), batch(SEQ + 1, notice("b"), epoch=EPOCH - 1))
-    listener.received(batch(SEQ + 1, notice("b"), epoch=EPOCH - 1))
-    assert listener.effects == []
+def test_lives_of_ones_own_name_are_no_peers() -> None:
+    talk = Conversation().beating(3)
+    assert talk.heard(batch(1, notice("a", 2), notice("a", 1, LEFT))) == []
 
 
-def test_with_proactive_recovery_off_it_beats_and_asks_for_no_notice():
-    listener = Listener(hear_notices=False, beating=False)
-    listener.told(enrol())
-    assert listener.effects[0] == Listen(29511, (TOPIC,))
-    listener.received(welcome(seq=SEQ + 2))
-    assert listener.sent(Resync) == []
-    listener.advance(1.05)
-    assert len(listener.sent(Heartbeat)) == 10
+# --- the end of a life --------------------------------------------------------------------------------
 
 
-def test_an_exclusion_is_passed_on():
-    listener = Listener()
-    listener.received(Excluded(TOKEN, QuorumId(EPOCH, 8)))
-    assert listener.effects == [Tell(LeftOut(QuorumId(EPOCH, 8)))]
+@pytest.mark.parametrize("how", ["rejoin", "notice"])
+def test_when_its_incarnation_is_over_it_tells_once_and_falls_silent(how: str) -> None:
+    talk = Conversation().beating()
+    over = Rejoin(TOKEN, life(1), STOPPED)
+    effects = talk.got(over) if how == "rejoin" else talk.heard(batch(1, notice("a", cause=STOPPED)))
+    assert told(effects, Over) == [Over(EPOCH, life(1), STOPPED)]
+    assert talk.got(over) == []
+    assert sent(talk.advance(1.0), Heartbeat) == []
+    assert sent(talk.effects[-3:], Hello) == []
+    assert talk.session.state is State.SILENT
 
 
-def test_what_is_none_of_a_listeners_business_is_ignored():
-    listener = Listener()
-    listener.received(QuorumFormed(EPOCH, Quorum(QuorumId(EPOCH, 8), "train", ())))
-    assert listener.effects == []
+def test_silent_it_still_hears_what_becomes_of_the_others() -> None:
+    talk = Conversation().beating()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    assert told(talk.heard(batch(1, notice("b"))), Heard) == [Heard(EPOCH, (notice("b"),))]
 
 
-# --- the trainer's own life is over
+def test_a_rejoin_of_an_earlier_life_changes_nothing() -> None:
+    talk = Conversation().beating(2)
+    assert talk.got(Rejoin(TOKEN, life(1), STOPPED)) == []
+    assert talk.session.state is State.BEATING
+
+
+def test_a_new_enrolment_brings_it_back_under_the_new_incarnation_and_with_no_old_claim() -> None:
+    talk = Conversation().beating()
+    talk.told(InQuorum(EPOCH, QuorumClaim(QuorumId(EPOCH, 1), (("a", life(1)),))))
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    (introduction,) = sent(talk.told(enrol(5)), Hello)
+    assert isinstance(introduction, Hello)
+    assert introduction.claim == Claim(life(5), None)
+    (beat,) = sent(talk.advance(0), Heartbeat)
+    assert isinstance(beat, Heartbeat)
+    assert beat.incarnation == life(5)
+    assert not any(isinstance(effect, Listen) for effect in talk.effects[-4:]), "it subscribes already"
+
+
+def test_a_trainer_that_left_is_told_nothing_about_that() -> None:
+    talk = Conversation().beating()
+    assert told(talk.got(Rejoin(TOKEN, life(1), LEFT)), Over) == []
+    assert talk.session.state is State.SILENT
+
+
+def test_being_left_out_is_passed_on() -> None:
+    talk = Conversation().beating()
+    assert talk.got(Excluded(TOKEN, QuorumId(EPOCH, 4))) == [Tell(LeftOut(QuorumId(EPOCH, 4)))]
+
+
+# --- a lighthouse that was restarted, or is silent ----------------------------------------------------
+
+
+def test_to_a_lighthouse_that_forgot_it_it_says_hello_with_its_quorum() -> None:
+    talk = Conversation().beating()
+    claimed = QuorumClaim(QuorumId(EPOCH, 1), (("a", life(1)), ("b", life(2))))
+    talk.told(InQuorum(EPOCH + 5, claimed))
+    (introduction,) = sent(talk.got(HelloWanted(EPOCH + 1)), Hello)
+    assert isinstance(introduction, Hello)
+    assert introduction.claim == Claim(life(1), claimed)
+    assert introduction.epoch == EPOCH + 5, "the highest seen: a lighthouse below it raises its own"
+    assert sent(talk.got(HelloWanted(EPOCH + 1)), Hello) == [], "it is being said already"
+
+
+def test_silent_it_does_not_answer_a_lighthouse_that_forgot_it() -> None:
+    talk = Conversation().beating()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    assert talk.got(HelloWanted(EPOCH + 1)) == [], "only the trainer may join again"
+
+
+def test_a_refusal_is_said_once() -> None:
+    talk = Conversation()
+    talk.told(enrol())
+    refused = Rejected(Rejection.BURIED, "this process was reported dead", "", 0)
+    (said,) = told(talk.got(refused), Said)
+    assert isinstance(said, Said)
+    assert "reported dead" in said.text
+    assert talk.got(refused) == []
+
+
+@pytest.mark.parametrize("hear_notices", [True, False])
+def test_a_quiet_lighthouse_is_no_silent_one(hear_notices: bool) -> None:
+    """It answers no beat; its beacon alone says that it lives."""
+    talk = Conversation(hear_notices=hear_notices)
+    (listen, _) = talk.told(enrol())
+    assert listen == Listen(29511, (notice_topic(JOB), TOPIC))
+    talk.got(welcome())
+    for _ in range(60):
+        talk.heard(Beacon(EPOCH, 0))
+        assert not any(isinstance(effect, Reconnect) for effect in talk.advance(0.5))
+
+
+def test_a_silent_lighthouse_is_connected_to_afresh_ever_more_rarely() -> None:
+    talk = Conversation().beating()
+    assert not any(isinstance(effect, Reconnect) for effect in talk.advance(SILENCE_FIRST_S - 0.01))
+    effects = talk.advance(0.02)
+    assert effects.index(Reconnect()) < effects.index(Send(sent(effects, Hello)[0])), "on the new connection"
+    gaps, last = [], talk.now
+    for _ in range(4):
+        while not any(isinstance(effect, Reconnect) for effect in talk.advance(0.5)):
+            pass
+        gaps.append(round(talk.now - last))
+        last = talk.now
+    assert gaps == [4, 8, SILENCE_LAST_S, SILENCE_LAST_S]
+    assert told(talk.heard(Beacon(EPOCH, 0)), Said) == [Said(20, "The lighthouse is back")]
+
+
+def test_silent_after_its_end_it_keeps_its_connection_but_does_not_introduce_itself() -> None:
+    talk = Conversation().beating()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    effects = talk.advance(SILENCE_FIRST_S)
+    assert any(isinstance(effect, Reconnect) for effect in effects)
+    assert sent(effects, Hello) == []
+
+
+# --- the trainer's end --------------------------------------------------------------------------------
+
+
+def test_a_dead_trainer_is_buried_until_the_lighthouse_has_heard_it() -> None:
+    talk = Conversation().beating()
+    talk.told(LastWords("ValueError: no such shape"))
+    (obituary,) = sent(talk.died(), Obituary)
+    assert isinstance(obituary, Obituary)
+    assert obituary.token == TOKEN
+    assert obituary.cause == KILLED._replace(text="ValueError: no such shape")
+    effects = talk.advance(1.0)
+    assert len(sent(effects, Obituary)) == 4
+    assert sent(effects, Heartbeat) == []
+    talk.got(Ack(KIND_OF[Leave], TOKEN))
+    assert talk.session.state is State.BURYING
+    talk.got(Ack(KIND_OF[Obituary], TOKEN))
+    assert talk.session.state is State.DONE
+    assert talk.session.next_deadline() == inf
+
+
+def test_what_the_kernel_knows_of_the_end_goes_before_last_words() -> None:
+    talk = Conversation().beating()
+    talk.told(LastWords("KeyboardInterrupt: "))
+    (obituary,) = sent(talk.died(KILLED._replace(text="core")), Obituary)
+    assert isinstance(obituary, Obituary)
+    assert obituary.cause.text == "core"
+
+
+def test_an_exit_with_0_is_a_departure() -> None:
+    talk = Conversation().beating()
+    effects = talk.died(Cause(CauseKind.PROCESS_EXIT, exit_code=0), step=8)
+    assert effects == [Send(Leave(TOKEN, life(1), 8))]
+    talk.got(Ack(KIND_OF[Leave], TOKEN))
+    assert talk.session.state is State.DONE
 
 
 @pytest.mark.parametrize(
-    "event",
+    "cause",
     [
-        Published(batch(SEQ + 1, notice("a", FIRST, TIMED_OUT))),
-        Received(Rejoin(TOKEN, FIRST, TIMED_OUT)),
-        Received(batch(SEQ + 1, notice("a", FIRST, TIMED_OUT))),
+        Cause(CauseKind.PROCESS_EXIT, exit_code=3),
+        Cause(CauseKind.PROCESS_EXIT),
+        Cause(CauseKind.PROCESS_REPLACED),
     ],
-    ids=["notice", "rejoin", "resync"],
 )
-def test_an_own_failure_is_told_once_and_silences_the_beats(event: Event):
-    listener = Listener()
-    listener.step(event)
-    assert listener.effects == [Tell(Over(FIRST, TIMED_OUT))]
-    listener.effects.clear()
-    listener.step(event)
-    listener.advance(1.0)
-    assert listener.effects == [], "neither beats nor Hello: only the trainer itself may come back"
+def test_any_other_end_is_a_failure(cause: Cause) -> None:
+    talk = Conversation().beating()
+    (obituary,) = sent(talk.died(cause), Obituary)
+    assert isinstance(obituary, Obituary)
+    assert obituary.cause == cause
 
 
-def test_an_own_failure_does_not_hide_the_others():
-    listener = Listener()
-    listener.published(batch(SEQ + 1, notice("b"), notice("a", FIRST, TIMED_OUT)))
-    assert listener.tells() == [Heard((notice("b"),)), Over(FIRST, TIMED_OUT)]
+def test_without_a_lighthouse_to_hear_it_the_burial_ends_some_day() -> None:
+    talk = Conversation().beating()
+    talk.died()
+    talk.advance(BURIAL_S - 0.01)
+    assert talk.session.state is State.BURYING
+    assert any(isinstance(effect, Reconnect) for effect in talk.effects), "its connection may be the trouble"
+    talk.advance(0.01)
+    assert talk.session.state is State.DONE
 
 
-def test_an_own_departure_is_silence_without_news():
-    listener = Listener()
-    listener.published(batch(SEQ + 1, notice("a", FIRST, Cause(CauseKind.LEFT))))
-    assert listener.session.state is State.SILENT
-    listener.advance(1.0)
-    assert listener.effects == []
+def test_a_trainer_that_dies_before_it_was_enrolled_leaves_nothing_to_say() -> None:
+    talk = Conversation()
+    assert talk.died() == []
+    assert talk.session.state is State.DONE
 
 
-def test_the_end_of_a_former_life_is_passed_on_and_ends_nothing():
-    listener = Listener(beating=False)
-    listener.told(enrol(SECOND))
-    listener.received(welcome(SECOND))
-    listener.effects.clear()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    assert listener.effects == []
-    listener.published(batch(SEQ + 1, notice("a", FIRST)))
-    assert listener.tells() == [Heard((notice("a", FIRST),))]
-    assert listener.session.state is State.BEATING
+def test_the_dead_are_not_enrolled() -> None:
+    """What was said just before the death may be read after it."""
+    talk = Conversation().beating()
+    talk.died()
+    assert talk.told(enrol(2)) == []
+    assert sent(talk.advance(1.0), Heartbeat) == []
+    assert talk.session.state is State.BURYING
 
 
-def test_a_silenced_listener_still_hears_of_the_others():
-    listener = Listener()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    listener.effects.clear()
-    listener.published(batch(SEQ + 1, notice("b")))
-    assert listener.tells() == [Heard((notice("b"),))]
+def test_a_second_death_is_no_news() -> None:
+    talk = Conversation().beating()
+    talk.died()
+    assert talk.died() == []
 
 
-def test_a_silenced_listener_does_not_introduce_itself_to_a_new_lighthouse():
-    listener = Listener()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    listener.received(HelloWanted(EPOCH + 1))
-    assert listener.sent(Hello) == []
+def test_the_dead_of_a_life_that_was_over_are_buried_all_the_same() -> None:
+    """So that no process with this token is taken for alive later."""
+    talk = Conversation().beating()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    assert len(sent(talk.died(), Obituary)) == 1
+    assert told(talk.got(Rejoin(TOKEN, life(1), STOPPED)), Over) == []
 
 
-def test_enrolled_anew_it_beats_for_the_new_life():
-    listener = Listener()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    listener.effects.clear()
-    listener.told(enrol(SECOND, SEQ + 1))
-    assert listener.effects[0] == Send(hello(SECOND)), "it is subscribed already"
-    listener.received(welcome(SECOND, SEQ + 1))
-    listener.advance(1.05)
-    beats = listener.sent(Heartbeat)
-    assert {beat.incarnation for beat in beats} == {SECOND}
-    assert len(beats) == 11
-
-
-# --- a lighthouse that has forgotten us
-
-
-def test_a_lighthouse_that_has_forgotten_us_is_told_who_we_are():
-    listener = Listener()
-    listener.told(InQuorum(EPOCH, CLAIM))
-    listener.received(HelloWanted(EPOCH + 1))
-    assert listener.sent(Hello) == [hello(FIRST, CLAIM)]
-    listener.received(welcome(epoch=EPOCH + 1, seq=0))
-    assert listener.tells() == [Ready()]
-    listener.advance(1.0)
-    assert listener.sent(Hello) == []
-
-
-def test_many_requests_for_a_hello_are_answered_once():
-    listener = Listener()
-    listener.received(*[HelloWanted(EPOCH + 1)] * 5)
-    assert len(listener.sent(Hello)) == 1
-
-
-def test_a_claim_names_the_last_quorum_and_the_highest_epoch():
-    listener = Listener()
-    later = QuorumClaim(QuorumId(EPOCH + 2, 1), CLAIM.members)
-    listener.told(InQuorum(EPOCH, CLAIM), InQuorum(EPOCH + 2, later))
-    listener.received(HelloWanted(EPOCH + 1))
-    assert listener.sent(Hello) == [hello(FIRST, later, EPOCH + 2)]
-
-
-def test_an_epoch_heard_of_in_a_beacon_is_claimed_too():
-    listener = Listener()
-    listener.published(Beacon(EPOCH + 3, 0))
-    listener.told(InQuorum(EPOCH, CLAIM))
-    listener.received(HelloWanted(EPOCH + 1))
-    assert listener.sent(Hello) == [hello(FIRST, CLAIM, EPOCH + 3)]
-
-
-def test_a_new_life_claims_no_quorum_of_the_former_one():
-    listener = Listener()
-    listener.told(InQuorum(EPOCH, CLAIM), enrol(SECOND))
-    assert listener.sent(Hello) == [hello(SECOND, None)]
-
-
-# --- the trainer's death
-
-
-def obituary(cause: Cause) -> Obituary:
-    return Obituary("train", TOKEN, PROCESS, cause)
-
-
-def test_a_death_is_told_at_once_and_until_it_is_acknowledged():
-    listener = Listener()
-    listener.step(Died(KILLED, 5))
-    assert listener.effects == [Send(obituary(KILLED))]
-    listener.effects.clear()
-    listener.advance(1.0)
-    assert set(listener.effects) == {Send(obituary(KILLED))}, "the dead do not beat"
-    assert 4 <= len(listener.effects) <= 6
-    listener.received(Ack(KIND_OF[Leave], TOKEN))
-    assert listener.session.state is State.BURYING
-    listener.received(Ack(KIND_OF[Obituary], TOKEN))
-    assert listener.session.state is State.DONE
-    assert listener.session.next_deadline() == inf
-
-
-def test_a_burial_that_nobody_hears_of_ends():
-    listener = Listener()
-    listener.step(Died(KILLED, 5))
-    listener.advance(BURIAL_S - 0.01)
-    assert listener.session.state is State.BURYING
-    listener.advance(0.01)
-    assert listener.session.state is State.DONE
-
-
-def test_a_burial_connects_afresh_and_does_not_say_hello():
-    listener = Listener()
-    listener.step(Died(KILLED, 5))
-    listener.advance(SILENCE_FIRST_S)
-    assert Reconnect() in listener.effects
-    assert listener.sent(Hello) == []
-    listener.received(HelloWanted(EPOCH + 1))
-    assert listener.sent(Hello) == []
-
-
-def test_an_end_with_exit_code_0_is_a_departure():
-    listener = Listener()
-    listener.step(Died(GONE_WELL, 5))
-    assert listener.effects == [Send(Leave(TOKEN, FIRST, 5))]
-    listener.received(Ack(KIND_OF[Leave], TOKEN))
-    assert listener.session.state is State.DONE
-
-
-def test_a_trainer_that_became_another_program_did_not_leave():
-    listener = Listener()
-    replaced = Cause(CauseKind.PROCESS_REPLACED, exit_code=0)
-    listener.step(Died(replaced, 5))
-    assert listener.effects == [Send(obituary(replaced))]
-
-
-def test_the_obituary_holds_the_last_words():
-    listener = Listener()
-    listener.told(LastWords("ValueError: no"))
-    failed = Cause(CauseKind.PROCESS_EXIT, exit_code=1)
-    listener.step(Died(failed, 5))
-    assert listener.effects == [Send(obituary(failed._replace(text="ValueError: no")))]
-
-
-def test_a_death_after_the_life_was_over_is_told_nevertheless():
-    """The process is gone for certain now: the lighthouse need not wait for it to come back."""
-    listener = Listener()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    listener.effects.clear()
-    listener.step(Died(KILLED, 5))
-    assert listener.effects == [Send(obituary(KILLED))]
-
-
-def test_a_death_is_told_of_once():
-    listener = Listener()
-    listener.step(Died(KILLED, 5))
-    listener.effects.clear()
-    listener.step(Died(Cause(CauseKind.PROCESS_EXIT), 0))
-    assert listener.effects == []
-
-
-def test_one_that_never_enrolled_is_buried_without_a_word():
-    listener = Listener(beating=False)
-    listener.step(Died(KILLED, 0))
-    assert listener.session.state is State.DONE
-    assert listener.effects == []
-
-
-def test_a_farewell_is_the_end():
-    listener = Listener()
-    listener.told(Farewell())
-    assert listener.session.state is State.DONE
-    assert listener.session.next_deadline() == inf
-    listener.wake()
-    listener.step(Died(KILLED, 5))
-    listener.published(batch(SEQ + 1, notice("b")))
-    assert listener.effects == []
-
-
-# --- silence
-
-
-def test_a_silent_lighthouse_is_connected_to_afresh_ever_more_rarely():
-    listener = Listener()
-    start = listener.now
-    reconnects = []
-    while listener.now < start + 60.0:
-        listener.effects.clear()
-        listener.advance(listener.session.next_deadline() - listener.now)
-        if Reconnect() in listener.effects:
-            assert listener.sent(Hello) == [hello()], "a new connection is introduced at once"
-            reconnects.append(listener.now - start)
-    pauses = [SILENCE_FIRST_S, 4.0, 8.0, *[SILENCE_LAST_S] * 4]
-    assert reconnects == pytest.approx([sum(pauses[: nth + 1]) for nth in range(len(reconnects))])
-    assert len(reconnects) >= 6
-
-
-def test_it_beats_on_while_the_lighthouse_is_silent():
-    listener = Listener()
-    listener.advance(5.05)
-    assert len(listener.sent(Heartbeat)) == pytest.approx(50, abs=1)
-
-
-def test_beacons_are_a_sign_of_life():
-    listener = Listener()
-    for _ in range(20):
-        listener.advance(0.5)
-        listener.published(Beacon(EPOCH, SEQ))
-    assert Reconnect() not in listener.effects
-
-
-def test_a_word_after_long_silence_is_logged_and_restores_the_patience():
-    listener = Listener()
-    listener.advance(SILENCE_FIRST_S)
-    listener.received(welcome())
-    assert Tell(Said(logging.INFO, "The lighthouse is back")) in listener.effects
-    listener.effects.clear()
-    listener.advance(SILENCE_FIRST_S)
-    assert Reconnect() in listener.effects
-
-
-def test_a_silenced_listener_connects_afresh_without_introducing_itself():
-    listener = Listener()
-    listener.received(Rejoin(TOKEN, FIRST, TIMED_OUT))
-    listener.advance(SILENCE_FIRST_S)
-    assert Reconnect() in listener.effects
-    assert listener.sent(Hello) == []
+def test_farewell_ends_it_without_a_word() -> None:
+    talk = Conversation().beating()
+    assert talk.told(Farewell()) == []
+    assert talk.session.state is State.DONE
+    assert talk.died() == []

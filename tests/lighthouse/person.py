@@ -43,6 +43,8 @@ class Person:
         self.incarnation: Incarnation | None = None
         self.claimed: QuorumClaim | None = None
         self.beating = False
+        self.over = False
+        """Has been told that its incarnation is over."""
         self.threaded = False
         self.stopped = False
         self.phase = Phase.STARTING
@@ -79,6 +81,7 @@ class Person:
         self.inbox.append(message)
         if isinstance(message, Welcome):
             self.incarnation = message.incarnation
+            self.over = False
             self.epoch = max(self.epoch, message.epoch)
         elif isinstance(message, QuorumFormed):
             members = [(p.replica_id, p.incarnation) for p in message.quorum.participants]
@@ -86,6 +89,7 @@ class Person:
             self.asks = None
         elif isinstance(message, Rejoin) and message.incarnation == self.incarnation:
             self.beating = False
+            self.over = True
             self.asks = None
 
 

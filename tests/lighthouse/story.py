@@ -151,6 +151,7 @@ class Story:
         self.effects.append(effect)
         if isinstance(effect, Send):
             for peer in effect.peers:
+                assert peer, "nobody has an empty address"
                 person = self._by_peer.get(peer)
                 if person is None:
                     continue

@@ -148,6 +148,16 @@ class TestListener:
         story.say(a.listener, a.hello(claim=True, topic=True))
         story.expect(a, Welcome)
 
+    def test_where_it_stood_and_was_lost_it_must_stand_again(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.cut("a")
+        a.inbox.clear()
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        story.expect_nothing(a, Welcome)
+        story.tell(TopicHeld(a.topic))
+        story.expect(a, Welcome)
+
     def test_a_member_that_is_over_is_not_welcomed_late(self) -> None:
         story = Story()
         a = story.new_person("a")
@@ -156,6 +166,19 @@ class TestListener:
         story.kill(a)
         a.inbox.clear()
         story.tell(TopicHeld(a.topic))
+        story.expect_nothing(a, Welcome)
+
+    def test_nor_one_that_was_superseded_before_its_subscription_came(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.cut("a")
+        topic, a.topic = a.topic, b"\0new listener"
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        story.tell(TopicLost(a.topic))
+        story.join("a")
+        a.inbox.clear()
+        story.tell(TopicHeld(a.topic))
+        story.tell(TopicHeld(topic))
         story.expect_nothing(a, Welcome)
 
     def test_a_lost_connection_is_a_hint_and_becomes_a_verdict_after_the_grace(self) -> None:
@@ -169,6 +192,14 @@ class TestListener:
         story.advance(0.02)
         assert story.state("a") is FAILED
         assert story.expect_notice("a", CauseKind.CONNECTION_LOST).incarnation == a.incarnation
+
+    def test_its_hello_alone_is_enough(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.cut("a")
+        story.tell(TopicHeld(a.topic))
+        story.say(a.listener, a.hello(claim=True, topic=True))
+        assert story.state("a") is ALIVE
 
     @pytest.mark.parametrize("sign_of_life", [Story.come_back, Story.beat])
     def test_one_that_comes_back_within_the_grace_is_alive_and_the_same(self, sign_of_life) -> None:

@@ -55,6 +55,11 @@ def test_members_that_are_only_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     a.claimed = QuorumClaim(QuorumId(EPOCH - 1, 9), claimed)
     story.come_back(a)
     assert [m.replica_id for m in story.job().members] == ["a", "r00", "r01"]
+    later = (("r00", Incarnation(EPOCH - 1, 3)), ("r01", Incarnation(EPOCH - 1, 2)))
+    a.claimed = QuorumClaim(QuorumId(EPOCH - 1, 10), later)
+    story.come_back(a)
+    assert story.expect_notice("r00", CauseKind.SUPERSEDED).incarnation == claimed[0][1]
+    assert story.member("r00").incarnation == later[0][1], "a name that is known has its place"
 
 
 def test_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,10 +68,11 @@ def test_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     story.join("a")
     for name in "bcdef":
         story.join(name)
+    for name in "bfdec":
         story.kill(name)
         story.advance(0.1)
     story.advance(0.5)
-    assert [m.replica_id for m in story.job().members] == ["a", "e", "f"], "the last are kept"
+    assert [m.replica_id for m in story.job().members] == ["a", "c", "e"], "the last to go are kept"
     assert len(story.core.roster.by_token) == 3
     assert len(story.core.roster._by_topic) == 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from procguard.lighthouse.events import Log, Publish, Send
 from procguard.messages import (
     MemberState,
@@ -142,13 +144,14 @@ class TestForming:
 
 
 class TestSuspects:
-    def test_a_suspect_is_no_candidate_and_its_request_stands(self) -> None:
+    @pytest.mark.parametrize("sign_of_life", [Story.come_back, Story.beat])
+    def test_a_suspect_is_no_candidate_and_its_request_stands(self, sign_of_life) -> None:
         story = story_of("a", "b")
         story.ask("b")
         story.cut("b")
         story.ask("a")
         story.expect_no_quorum()
-        story.come_back("b")
+        sign_of_life(story, "b")
         story.expect_quorum("a", "b")
 
     def test_nobody_goes_on_behind_its_back_until_the_grace_is_over(self) -> None:
@@ -282,7 +285,8 @@ class TestMinReplicas:
         assert story.expect(other, Rejected).reason is Rejection.MIN_REPLICAS_CONFLICT
         assert story.job().min_replicas == 2
         story.join("b", min_replicas=0)
-        assert story.job().min_replicas == 2, "0: as the others"
+        assert story.state("b") is MemberState.ALIVE, "0: as the others"
+        assert story.job().min_replicas == 2
         story.join("other:b", min_replicas=3)
         assert story.job("other").min_replicas == 3
 

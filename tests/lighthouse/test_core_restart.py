@@ -86,6 +86,8 @@ class TestComingBack:
         notice = story.expect_notice("c", CauseKind.LOST_IN_RESTART)
         assert notice.incarnation == story.person("c").incarnation
         story.expect_quorum("a", "b")
+        (line,) = [e.text for e in story.effects if isinstance(e, Log) and "Replica c failed" in e.text]
+        assert "pid" not in line, "nobody has said yet which process it was"
 
     def test_and_may_join_anew_when_it_comes_after_all(self) -> None:
         story = trained("a", "b")
@@ -254,6 +256,24 @@ class TestClaims:
         story.advance(3.0)
         story.expect_no_notice()
 
+    def test_a_later_life_than_the_one_that_is_over_is_awaited(self) -> None:
+        story = trained("a", "b")
+        first = story.person("b")
+        story.silence("b")
+        story.advance(1.1)
+        second = story.join("b")
+        story.ask("b", "a")
+        story.silence("a", "b")
+        story.restart()
+        story.come_back(first)
+        story.kill(first)
+        story.notices.clear()
+        story.come_back("a")
+        assert (story.state("b"), story.member("b").incarnation) == (SUSPECT, second.incarnation)
+        story.come_back(second)
+        story.advance(3.0)
+        story.expect_no_notice()
+
     def test_an_earlier_life_that_came_first_gives_way_to_the_later(self) -> None:
         story = Story()
         first = story.join("a")
@@ -334,6 +354,9 @@ class TestEpochs:
         kinds = [type(effect) for effect in story.effects]
         assert kinds.index(PersistEpoch) < kinds.index(Send), "durable before anyone hears of it"
         assert PersistEpoch(EPOCH + 8) in story.effects
+        assert next(e.text for e in story.effects if isinstance(e, Log)) == (
+            f"Epoch raised to {EPOCH + 8}: a has seen epoch {EPOCH + 7}"
+        )
 
     def test_one_that_knows_ours_or_an_earlier_one_does_not(self) -> None:
         story = Story()
@@ -380,6 +403,7 @@ class TestEpochs:
             given.append(story.expect_quorum("a", "b").quorum_id)
             story.kill("b")
         assert given == sorted(set(given))
+        assert max(one.number for one in given) == 5
         persisted = [effect.epoch for effect in story.effects if isinstance(effect, PersistEpoch)]
         assert persisted == list(range(EPOCH + 1, story.core.epoch + 1))
 
