@@ -344,6 +344,8 @@ class Session:
         if self.state is State.BEATING:
             self._say(logging.INFO, f"The lighthouse has forgotten us (epoch {wanted.epoch}): Hello again")
             self._introduce(now)
+        elif self.state is State.BURYING and self._hello is not None and self._end is not None:
+            self._effects += [Send(self._hello), Send(self._end)]  # it cannot miss whom it does not know
 
     def _rejoin(self, rejoin: Rejoin, now: float) -> None:
         if rejoin.incarnation == self._incarnation:

@@ -197,6 +197,9 @@ class Core:
 
     def _leave(self, peer: bytes, leave: Leave, now: float) -> None:
         member = self.roster.by_token.get(leave.token)
+        if member is None and leave.incarnation.epoch < self.epoch:  # of before a restart: who was that?
+            self.roster.send(peer, HelloWanted(self.epoch))
+            return
         if member is not None and member.live and member.incarnation == leave.incarnation:
             member.step = leave.step
             self.roster.end(member, Trigger.LEAVE, Cause(CauseKind.LEFT), now)

@@ -344,6 +344,23 @@ def test_one_that_turns_out_to_be_over_while_leaving_is_gone() -> None:
     assert talk.requests.done
 
 
+def test_a_lighthouse_that_was_restarted_is_told_who_leaves() -> None:
+    talk = Conversation().member()
+    talk.leave(step=5)
+    assert only(talk.got(HelloWanted(EPOCH + 1)), Hello).claim == Claim(life(1), None)
+    assert only(talk.got(welcome(1, EPOCH + 1)), Leave) == Leave(TOKEN, life(1), 5)
+    talk.got(Ack(KIND_OF[Leave], TOKEN))
+    assert talk.requests.done
+
+
+def test_after_a_request_that_met_its_end_a_leave_says_nothing_and_goes_on_saying_nothing() -> None:
+    talk = Conversation().member()
+    talk.ask()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    assert talk.leave() == ()
+    assert talk.advance(60.0) == []
+
+
 # --- words --------------------------------------------------------------------------------------------
 
 

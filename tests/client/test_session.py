@@ -406,12 +406,22 @@ def test_an_exit_with_0_is_a_departure() -> None:
     assert talk.session.state is State.DONE
 
 
+def test_a_departure_that_a_restarted_lighthouse_cannot_place_is_introduced() -> None:
+    talk = Conversation().beating()
+    talk.died(Cause(CauseKind.PROCESS_EXIT, exit_code=0), step=8)
+    effects = talk.got(HelloWanted(EPOCH + 1))
+    assert [type(message) for message in (e.message for e in effects)] == [Hello, Leave]
+    talk.got(Ack(KIND_OF[Leave], TOKEN))
+    assert talk.session.state is State.DONE
+
+
 @pytest.mark.parametrize(
     "cause",
     [
         Cause(CauseKind.PROCESS_EXIT, exit_code=3),
         Cause(CauseKind.PROCESS_EXIT),
         Cause(CauseKind.PROCESS_REPLACED),
+        Cause(CauseKind.PROCESS_REPLACED, exit_code=0),
     ],
 )
 def test_any_other_end_is_a_failure(cause: Cause) -> None:

@@ -143,6 +143,17 @@ class TestEnd:
         story.say(a.trainer, Leave(a.token, earlier, 3))
         assert story.state("a") is ALIVE
 
+    def test_a_leave_of_one_that_a_restart_has_forgotten_is_not_lost(self) -> None:
+        story = Story()
+        a = story.join("a")
+        story.restart()
+        a.inbox.clear()
+        story.leave("a", step=7)
+        assert story.expect(a, HelloWanted).epoch == story.core.epoch
+        story.say(a.trainer, a.hello(claim=True))
+        story.leave("a", step=7)
+        assert story.expect_notice("a", CauseKind.LEFT).step == 7
+
     def test_an_obituary_that_says_it_left_is_a_leave(self) -> None:
         story = Story()
         story.join("a")

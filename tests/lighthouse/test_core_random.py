@@ -146,20 +146,25 @@ class Chaos(RuleBasedStateMachine):
         assert decode(encode(message)) == message, "only valid messages reach the core"
         self.story.tell(Received(peer, message))
 
-    @initialize(names=st.lists(names, min_size=1, max_size=5, unique=True), restarted=sometimes)
-    def begin(self, names: list[str], restarted: bool) -> None:
+    @initialize(
+        names=st.lists(names, min_size=1, max_size=5, unique=True),
+        restarted=st.booleans(),
+        in_quorum=st.booleans(),
+    )
+    def begin(self, names: list[str], restarted: bool, in_quorum: bool) -> None:
         if restarted:
             self.story.restart()
         for name in names:
-            self.start(name, 0, 0.0, False)
+            self.start(name, 0, 1.0, False)
         for index in range(len(names)):
             self.come_back(index)
-        self.everyone_asks(set(), rounds=0)
+        if in_quorum:
+            self.everyone_asks(set(), rounds=0)
 
     @rule(
         name=names,
         min_replicas=st.sampled_from([0, 0, 0, 1, 2]),
-        progress_timeout_s=st.sampled_from([0.0, 0.0, 1.0]),
+        progress_timeout_s=st.sampled_from([0.0, 1.0]),
         threaded=sometimes,
     )
     def start(self, name: str, min_replicas: int, progress_timeout_s: float, threaded: bool) -> None:
@@ -198,16 +203,22 @@ class Chaos(RuleBasedStateMachine):
 
     @rule(
         index=who,
-        incarnation=incarnations,
-        quorum=st.none() | quorums,
+        incarnation=st.none() | incarnations,
+        quorum=quorums,
         epoch=st.sampled_from([0, 0, EPOCH, EPOCH + 2]),
     )
-    def lie(self, index: int, incarnation: Incarnation, quorum: QuorumClaim | None, epoch: int) -> None:
+    def lie(self, index: int, incarnation: Incarnation | None, quorum: QuorumClaim, epoch: int) -> None:
+        """Claim to have been in that quorum, as whom one is or as somebody else."""
         person = self.person(index)
-        claim = Claim(incarnation, quorum)
+        claim = Claim(incarnation or person.incarnation, quorum)
         self.tell(person.trainer, person.hello()._replace(claim=claim, epoch=epoch))
 
-    @rule(index=who, phase=st.sampled_from(Phase), stopped=sometimes, progress=st.integers(0, 2))
+    @rule(
+        index=who,
+        phase=st.sampled_from([Phase.COMPUTE, Phase.COMPUTE, *Phase]),
+        stopped=sometimes,
+        progress=st.integers(0, 2),
+    )
     def beat(self, index: int, phase: Phase, stopped: bool, progress: int) -> None:
         person = self.person(index)
         person.phase, person.stopped, person.progress = phase, stopped, person.progress + progress
@@ -241,6 +252,13 @@ class Chaos(RuleBasedStateMachine):
     def connection(self, index: int, held: bool) -> None:
         topic = self.person(index).topic
         self.story.tell(TopicHeld(topic) if held else TopicLost(topic))
+
+    @rule(index=who, seconds=st.sampled_from([0.2, 0.5, 2.0]))
+    def freeze(self, index: int, seconds: float) -> None:
+        """Everything about it goes wrong at once."""
+        self.beat(index, Phase.COMPUTE, True, 1)
+        self.connection(index, held=False)
+        self.silence(seconds)
 
     @rule(index=who, epoch=st.integers(EPOCH, EPOCH + 1), seq=st.integers(0, 5))
     def look(self, index: int, epoch: int, seq: int) -> None:
@@ -334,7 +352,7 @@ class Chaos(RuleBasedStateMachine):
 
 Chaos.TestCase.settings = settings(
     derandomize=True,
-    max_examples=100,
+    max_examples=200,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )
