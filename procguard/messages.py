@@ -334,7 +334,7 @@ class QuorumWaiting(NamedTuple):
 
 
 class Excluded(NamedTuple):
-    """A quorum formed without you, though you live: you were not asking."""
+    """Your quorum is over, though you live: a later one forms, or has formed, and you are not asking."""
 
     token: Token
     quorum_id: QuorumId

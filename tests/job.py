@@ -276,8 +276,14 @@ class Job:
             return False
 
     def tail(self) -> str:
-        seen = [line for line in iter(lambda: _next(self.lighthouse), None) if line]
-        return "\n".join(["lighthouse", *seen, *(trainer.tail() for trainer in self.trainers)])
+        """What a failure's message says of all of it."""
+        said = [line for line in iter(lambda: _next(self.lighthouse), None) if line]
+        known = [
+            f"{m.replica_id}: {m.state.name} {m.incarnation} step {m.step} in {m.phase.name}"
+            f"{', asking' * m.waiting}"
+            for m in self.members("").values()
+        ]
+        return "\n".join(["lighthouse", *said, *known, *(trainer.tail() for trainer in self.trainers)])
 
     # --- its end ------------------------------------------------------------------------------------
 

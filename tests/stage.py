@@ -39,7 +39,7 @@ from tests.client.fakes import EPOCH, JOB, KILLED, SETTINGS, Clock, FakeCheckpoi
 TICK_S = 0.05
 """Half a heartbeat interval: the service looks at its clock no less often."""
 PATIENCE_S = 10.0
-ASK_S = 60.0
+ASK_S = 600.0
 
 
 class Wire:
@@ -270,9 +270,11 @@ class Trainer:
 class Stage:
     """One lighthouse, its trainers by name, the clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, min_replicas: int = 1) -> None:
         self.clock = Clock()
         self.network = MemoryNetwork()
+        self._min_replicas = min_replicas
+        self._is_hanging = False
         self.trainers: dict[str, Trainer] = {}
         self.later: list[tuple[float, Callable[[], None]]] = []
         self._numbers = 0
@@ -284,7 +286,8 @@ class Stage:
 
     def start_lighthouse(self, epoch: int, *, restarted: bool = False) -> None:
         self._ear = self.network.lighthouse()
-        self.core = Core(Options(SETTINGS, 1, self._ear.notice_port, restarted), epoch, self.clock())
+        options = Options(SETTINGS, self._min_replicas, self._ear.notice_port, restarted)
+        self.core = Core(options, epoch, self.clock())
         self.service: Service | None = Service(
             self.core, self._ear, lambda epoch: None, self.clock, pause=lambda seconds: None
         )
@@ -296,7 +299,13 @@ class Stage:
     def restart_lighthouse(self, epoch: int | None = None) -> None:
         """With its state directory; or, given an epoch, without."""
         self.kill_lighthouse()
-        self.start_lighthouse(epoch or self.core.epoch + 1, restarted=True)
+        self.start_lighthouse(epoch or self.core.epoch + 1, restarted=epoch is None)
+
+    def hang_lighthouse(self, seconds: float) -> None:
+        """It answers nobody, and hangs up on nobody."""
+        self._is_hanging = True
+        self.advance(seconds)
+        self._is_hanging = False
 
     def add(self, *names: str, proactive: bool = True) -> None:
         """New processes join, and beat."""
@@ -312,10 +321,12 @@ class Stage:
     def settle(self) -> None:
         """Let all talk until there is nothing left to say at this moment."""
         for _ in range(1_000):
-            if self.service is not None:
+            if self.service is not None and not self._is_hanging:
                 self.service.run_once()
             busy = [trainer.pump() for trainer in tuple(self.trainers.values())]
             if not any(busy):
+                bugs = {"errors of the lighthouse itself", "invalid frames"}
+                assert not bugs & dict(self.core.snapshot("", self.clock()).counters).keys()
                 return
         raise AssertionError("they never stop talking")
 

@@ -15,9 +15,10 @@ from procguard.messages import (
     Notice,
     NoticeBatch,
     QuorumFormed,
+    Reason,
     Rejection,
 )
-from tests.client.fakes import EPOCH, KILLED
+from tests.client.fakes import EPOCH, KILLED, SETTINGS
 from tests.stage import Stage, Trainer
 
 NAMES = ("a", "b", "c")
@@ -78,6 +79,31 @@ def test_one_that_only_starts_holds_nobody_up(trio: Stage) -> None:
     trio.advance(0.1)
     assert trio["d"].installed is None, "its turn comes with the others' next step"
     trio.quorum(*NAMES, among=(*NAMES, "d"))
+
+
+def test_one_that_asks_too_early_waits_for_enough() -> None:
+    stage = Stage(min_replicas=2)
+    stage.add("a")
+    stage["a"].ask()
+    stage.advance(5.0)
+    assert stage["a"].requests.waiting is not None
+    assert stage["a"].requests.waiting.reason is Reason.TOO_FEW_REPLICAS
+    stage.add("b")
+    stage["b"].ask()
+    stage.await_quorum("a", "b")
+
+
+def test_one_that_does_not_come_is_left_out_told_and_let_in_again(trio: Stage) -> None:
+    trio["a"].ask()
+    trio["b"].ask()
+    trio.advance(SETTINGS.join_timeout_s - 1)
+    assert trio["c"].pg.aborted == []
+    trio.await_quorum("a", "b")
+    assert len(trio["c"].pg.aborted) == 1, "its collective ends: nobody takes part in it any more"
+    trio["c"].ask()
+    trio.settle()
+    trio.quorum("a", "b", among=NAMES)
+    trio.nobody_was_told()
 
 
 def test_without_proactive_recovery_the_connection_stays_though_no_notice_is_heard(stage: Stage) -> None:
@@ -197,6 +223,14 @@ def test_one_that_exits_with_0_has_left_too(trio: Stage) -> None:
     trio["c"].die(Cause(CauseKind.PROCESS_EXIT, exit_code=0))
     trio.settle()
     assert only_told(trio, "c", "a", "b").left
+
+
+def test_a_departure_a_step_ahead_ends_nothing(trio: Stage) -> None:
+    trio["c"].commit()
+    trio["c"].leave()
+    trio.advance(1.0)
+    assert only_told(trio, "c", "a", "b").step == 1
+    assert trio["a"].pg.aborted == []
 
 
 def test_a_departure_in_mid_step_ends_the_step_after_its_grace(trio: Stage) -> None:
@@ -326,6 +360,19 @@ def test_a_line_that_is_down_for_a_moment_costs_nobody_anything(trio: Stage) -> 
     trio.quorum(*NAMES)
 
 
+@pytest.mark.parametrize("whose", [0, 1], ids=["trainer", "listener"])
+def test_either_line_may_be_down_for_a_moment(trio: Stage, whose: int) -> None:
+    line = list(trio.wires())[whose].end
+    trio.network.cut(line)
+    trio["c"].die()
+    trio.advance(0.2)
+    trio.network.mend(line)
+    del trio.trainers["c"]
+    trio.quorum("a", "b")
+    trio.advance(1.0)
+    only_told(trio, "c", "a", "b")
+
+
 def test_one_cut_off_for_long_joins_again(trio: Stage) -> None:
     first = trio["c"].incarnation
     assert trio["c"].listener is not None
@@ -453,6 +500,42 @@ def test_a_life_that_the_old_one_gave_up_and_the_new_one_takes_back_is_accepted(
     trio["c"].die()
     trio.settle()
     assert trio["a"].pg.aborted[-1] == formed.quorum_id.packed, "and when it ends, that counts"
+
+
+@pytest.mark.parametrize("whose", [0, 1], ids=["trainer", "listener"])
+def test_what_one_connection_alone_has_seen_keeps_nobody_out(trio: Stage, whose: int) -> None:
+    """A lighthouse of a later epoch was there for a moment, and only this connection met it."""
+    for other in set(trio.wires()) - {list(trio.wires())[whose]}:
+        trio.network.cut(other.end)
+    trio.restart_lighthouse(EPOCH + 600)
+    trio["a"].ask()
+    trio.advance(0.2)
+    trio.restart_lighthouse(EPOCH - 600)
+    for wire in trio.wires():
+        trio.network.mend(wire.end)
+    trio["b"].ask()
+    trio["c"].ask()
+    trio.await_quorum(*NAMES)
+    trio.advance(5.0)
+    trio.nobody_was_told()
+    assert trio.core.epoch > EPOCH + 600
+    trio["c"].die()
+    trio.settle()
+    only_told(trio, "c", "a", "b")
+
+
+def test_a_lighthouse_that_hangs_and_goes_on_blames_nobody(trio: Stage) -> None:
+    before = trio["a"].installed
+    trio["a"].ask()
+    trio.hang_lighthouse(5.0)
+    assert trio["a"].wire.reconnects > 0
+    trio["b"].ask()
+    trio["c"].ask()
+    formed = trio.await_quorum(*NAMES)
+    assert before is not None
+    assert formed.quorum_id == before.quorum_id
+    trio.advance(5.0)
+    trio.nobody_was_told()
 
 
 def test_a_second_restart_finds_them_as_the_first_did(trio: Stage) -> None:

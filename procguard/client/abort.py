@@ -102,11 +102,11 @@ class FencedAbort:
 
     def left_out(self, quorum_id: QuorumId) -> None:
         """The others did not wait for us any longer."""
-        _log.warning("Quorum %s formed without this replica, which was not asking", quorum_id)
+        _log.warning("The others did not wait for this replica, which was not asking for a quorum")
         with self._lock:
             current = self._fence.current
         if current is not None and current.quorum_id < quorum_id:
-            self.end(current.quorum_id, f"quorum {quorum_id} formed without us")
+            self.end(current.quorum_id, "the others did not wait for us")
 
     def _apply(self, notice: Notice, epoch: int, why: str) -> bool:
         """Let a notice end what it ends; whether it is news."""

@@ -69,7 +69,7 @@ class Over(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Listener: a quorum formed without you."""
+    """Listener: the others do not wait for you any longer; this is the quorum that they go on to."""
 
     quorum_id: QuorumId
 

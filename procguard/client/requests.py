@@ -144,7 +144,7 @@ class Requests:
         if isinstance(message, Welcome):
             self._welcome(message, now)
         elif isinstance(message, QuorumFormed):
-            self._formed(message)
+            self._formed(message, now)
         elif isinstance(message, QuorumWaiting):
             self.waiting = message
         elif isinstance(message, Rejoin):
@@ -233,8 +233,11 @@ class Requests:
         elif self.goal is not Goal.NONE:
             self._request(now)
 
-    def _formed(self, formed: QuorumFormed) -> None:
-        if self.goal is not Goal.QUORUM or self.welcome is None or formed.epoch < self.epoch:
+    def _formed(self, formed: QuorumFormed, now: float) -> None:
+        if self.goal is not Goal.QUORUM or self.welcome is None:
+            return
+        if formed.epoch < self.epoch:
+            self._hello(now)  # it knows us from our listener, which has not seen what we have
             return
         assert self._asks is not None
         me = (self.hello.replica_id, self.welcome.incarnation, self._asks.round)

@@ -157,7 +157,7 @@ class Session:
         self._topic = topic
         self._hear_notices = hear_notices
         self._hello: Hello | None = None
-        """Without its claim and epoch, which are put in when it is said."""
+        """As the trainer gave it: what has changed since is put in when it is said."""
         self._incarnation = EVER_SINCE
         self._quorum: QuorumClaim | None = None
         self._interval_s = 0.1
@@ -254,9 +254,8 @@ class Session:
     def _retry(self, now: float) -> None:
         if self._end is not None:
             self._effects.append(Send(self._end))
-        elif self._hello is not None:
-            claim = Claim(self._incarnation, self._quorum)
-            self._effects.append(Send(self._hello._replace(claim=claim, epoch=self._epoch)))
+        else:
+            self._say_hello()
         self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, self._retry_max_s)
 
@@ -330,6 +329,11 @@ class Session:
         self._retry_s = RETRY_FIRST_S
         self._retry(now)
 
+    def _say_hello(self) -> None:
+        assert self._hello is not None
+        claim = Claim(self._incarnation, self._quorum)
+        self._effects.append(Send(self._hello._replace(claim=claim, epoch=self._epoch)))
+
     def _welcome(self, welcome: Welcome, now: float) -> None:
         if welcome.incarnation != self._incarnation or welcome.epoch < self._epoch:
             return
@@ -344,8 +348,9 @@ class Session:
         if self.state is State.BEATING:
             self._say(logging.INFO, f"The lighthouse has forgotten us (epoch {wanted.epoch}): Hello again")
             self._introduce(now)
-        elif self.state is State.BURYING and self._hello is not None and self._end is not None:
-            self._effects += [Send(self._hello), Send(self._end)]  # it cannot miss whom it does not know
+        elif self.state is State.BURYING and self._end is not None:
+            self._say_hello()  # it cannot miss whom it does not know
+            self._effects.append(Send(self._end))
 
     def _rejoin(self, rejoin: Rejoin, now: float) -> None:
         if rejoin.incarnation == self._incarnation:
@@ -375,14 +380,18 @@ class Session:
     # --- notices ------------------------------------------------------------------------------------
 
     def _published(self, message: Message, now: float) -> None:
-        if isinstance(message, Beacon):
-            self._compare(message.epoch, message.seq)
-        elif isinstance(message, NoticeBatch) and message.epoch >= self._epoch:
-            self._see_epoch(message.epoch)
+        if not isinstance(message, Beacon | NoticeBatch):
+            return
+        if message.epoch < self._epoch:
+            if self.state is State.BEATING:  # it knows us from our trainer, which has not seen what we have
+                self._introduce(now)
+            return
+        self._see_epoch(message.epoch)
+        if isinstance(message, NoticeBatch):
             if message.seq == self._seq + 1:
                 self._seq = message.seq
             self._hear(message)
-            self._compare(message.epoch, message.seq)
+        self._compare(message.epoch, message.seq)
 
     def _resynced(self, batch: NoticeBatch) -> None:
         if batch.epoch >= self._epoch:

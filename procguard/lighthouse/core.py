@@ -273,6 +273,8 @@ class Core:
         elif timer is Timer.JOIN:
             subject.join_over = True
             self.roster.undecided[subject.job_id] = None
+        elif timer is Timer.CALL_OFF:
+            self._call_off(subject)
         elif timer is Timer.REQUEST:
             subject.request = None
             subject.idle_since = now
@@ -314,16 +316,40 @@ class Core:
         standings = job.standings(live, now, settings.join_timeout_s)
         outcome = decide(standings, job.previous, job.conditions(settling))
         job.join_over = False
-        join = (Timer.JOIN, job)
-        if isinstance(outcome, Waiting):
-            job.waiting = outcome
-            if not outcome.numbers_hold:
-                self.roster.timers.disarm(join)
-            elif join not in self.roster.timers:
-                self.roster.timers.arm(join, now, settings.join_timeout_s)
+        waiting = outcome if isinstance(outcome, Waiting) else None
+        stragglers = waiting is not None and waiting.numbers_hold
+        unanswered = waiting is not None and waiting.have > 0 and job.claimed and not job.called_off
+        self._run_while(stragglers, (Timer.JOIN, job), settings.join_timeout_s, now)
+        self._run_while(unanswered, (Timer.CALL_OFF, job), self.roster.return_s, now)
+        job.waiting = waiting
+        if isinstance(outcome, Formed):
+            self._form(job, outcome, now)
+
+    def _run_while(self, wanted: bool, key: tuple[Timer, Job], length_s: float, now: float) -> None:
+        """Let a timer run for as long as there is reason to; it does not start anew meanwhile."""
+        if not wanted:
+            self.roster.timers.disarm(key)
+        elif key not in self.roster.timers:
+            self.roster.timers.arm(key, now, length_s)
+
+    def _call_off(self, job: Job) -> None:
+        """Free members of a quorum that the lighthouse before us gave to some and not, as it died, to all.
+
+        They wait in a collective for the others, who ask here and in turn wait for them. Whoever is merely
+        between two steps loses nothing by it.
+        """
+        assert job.previous is not None
+        members = [m for m in job.live() if (m.replica_id, m.incarnation) in job.previous.members]
+        if not job.claimed or not any(m.request for m in members):
             return
-        self.roster.timers.disarm(join)
-        self._form(job, outcome, now)
+        job.called_off = True
+        absent = [m for m in members if not m.request]
+        for member in absent:
+            over = Excluded(member.token, QuorumId(self.roster.epoch, 0))
+            self.roster.send(member.listener_peer, over)
+        names = ", ".join(m.replica_id for m in absent)
+        text = f"Quorum {job.previous.quorum_id}, of before the restart, is called off: {names} did not ask"
+        self.roster.effects.append(Log(logging.INFO, text, job.job_id))
 
     def _form(self, job: Job, formed: Formed, now: float) -> None:
         members = tuple([(p.replica_id, p.incarnation) for p in formed.participants])
@@ -349,7 +375,6 @@ class Core:
             text = f"Quorum {known.quorum_id} of job {job.job_id}: {len(members)} replicas ({names})"
             self.roster.effects.append(Log(logging.INFO, text, job.job_id))
         job.previous = known
-        job.waiting = None
 
     def _answer(self, member: Member, quorum: Quorum, now: float) -> None:
         assert member.request is not None

@@ -21,6 +21,8 @@ class Job:
         self.previous: QuorumClaim | None = None
         self.claimed = False
         """``previous`` is known from its members' claims, not formed by this lighthouse."""
+        self.called_off = False
+        """Members of the claimed quorum that did not ask have been told that it is over."""
         self.formed_at = 0.0
         """When ``previous`` was formed or, if claimed, learned."""
         self.waiting: Waiting | None = None

@@ -65,6 +65,7 @@ class Timer(Enum):
     STALLED = auto()
     REQUEST = auto()
     JOIN = auto()
+    CALL_OFF = auto()
     SETTLE = auto()
     BEACON = auto()
 
@@ -196,6 +197,7 @@ class Roster:
             return
         job.previous = quorum
         job.claimed = True
+        job.called_off = False
         job.formed_at = now
         for replica_id, incarnation in quorum.members:
             given_here = incarnation.epoch >= self.epoch

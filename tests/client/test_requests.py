@@ -277,6 +277,20 @@ def test_a_lighthouse_of_a_lower_epoch_is_not_believed_until_our_hello_has_raise
     assert len(sent(talk.got(welcome(1, EPOCH + 8)), QuorumRequest)) == 1
 
 
+def test_one_that_knows_us_from_our_listener_is_raised_all_the_same() -> None:
+    """Only we have seen the later epoch; a lighthouse that answers would never ask who we are."""
+    talk = Conversation().member().in_quorum(quorum(1, participant("a"), epoch=EPOCH + 7), epoch=EPOCH + 7)
+    talk.ask(asked=2)
+    formed = quorum(1, participant("a", round=2), epoch=EPOCH + 3)
+    introduction = only(talk.got(QuorumFormed(EPOCH + 3, formed)), Hello)
+    assert isinstance(introduction, Hello)
+    assert introduction.epoch == EPOCH + 7
+    assert not talk.requests.done
+    talk.got(welcome(1, EPOCH + 8))
+    talk.got(QuorumFormed(EPOCH + 8, formed))
+    assert talk.requests.done
+
+
 # --- silence ------------------------------------------------------------------------------------------
 
 

@@ -236,11 +236,26 @@ def test_the_first_word_of_a_later_lighthouse_may_be_a_batch() -> None:
     assert sent(effects, Resync) == [Resync(TOKEN, EPOCH + 1, 0)]
 
 
-def test_an_earlier_lighthouse_is_not_listened_to() -> None:
+@pytest.mark.parametrize("word", [batch(4, notice("b"), epoch=EPOCH - 1), Beacon(EPOCH - 1, 9)])
+def test_a_lighthouse_of_a_lower_epoch_is_not_listened_to_until_our_hello_has_raised_it(
+    word: Message,
+) -> None:
+    """It may know us, from our trainer, and so would never ask who we are."""
     talk = Conversation().beating(seq=3)
-    assert talk.heard(batch(4, notice("b"), epoch=EPOCH - 1)) == []
+    (introduction,) = talk.heard(word)
+    assert isinstance(introduction, Send)
+    assert isinstance(introduction.message, Hello)
+    assert introduction.message.epoch == EPOCH
+    assert talk.heard(word) == [], "it is being said already"
+    talk.got(welcome(epoch=EPOCH + 1))
+    assert told(talk.heard(batch(1, notice("b"), epoch=EPOCH + 1)), Heard) == [
+        Heard(EPOCH + 1, (notice("b"),))
+    ]
+
+
+def test_what_an_earlier_lighthouse_gave_to_catch_up_with_is_dropped() -> None:
+    talk = Conversation().beating(seq=3)
     assert talk.got(batch(4, notice("b"), epoch=EPOCH - 1)) == []
-    assert talk.heard(Beacon(EPOCH - 1, 9)) == []
 
 
 def test_what_is_heard_meanwhile_is_not_skipped_by_a_new_enrolment() -> None:

@@ -352,7 +352,7 @@ class Chaos(RuleBasedStateMachine):
 
 Chaos.TestCase.settings = settings(
     derandomize=True,
-    max_examples=200,
+    max_examples=100,
     stateful_step_count=40,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -10,6 +10,7 @@ from procguard.messages import (
     EPOCH_MAX,
     CauseKind,
     Claim,
+    Excluded,
     Incarnation,
     MemberState,
     QuorumClaim,
@@ -417,3 +418,48 @@ class TestEpochs:
             story.expect("b", QuorumFormed)
         assert ids == sorted(set(ids))
         assert [one.packed for one in ids] == sorted({one.packed for one in ids})
+
+
+class TestHalfAnAnswer:
+    """The lighthouse died when some had the answer, and not all of those that it names."""
+
+    def test_who_waits_for_the_others_in_a_collective_is_called_off(self) -> None:
+        story = trained("a", "b", "c")
+        story.restart()
+        story.advance(0.2)
+        story.ask("a")
+        story.advance(1.9)
+        story.expect_nothing("b", Excluded)
+        story.advance(0.2)
+        for name in ("b", "c"):
+            assert story.expect(name, Excluded).quorum_id > story.person(name).claimed.quorum_id
+        story.expect_nothing("a", Excluded)
+        story.ask("b", "c")
+        story.expect_quorum("a", "b", "c")
+
+    def test_once(self) -> None:
+        story = trained("a", "b")
+        story.restart()
+        story.advance(0.2)
+        story.ask("a")
+        story.advance(2.1)
+        story.expect("b", Excluded)
+        story.advance(10.0)
+        story.expect_nothing("b", Excluded)
+
+    def test_not_while_nobody_asks(self) -> None:
+        story = trained("a", "b")
+        story.restart()
+        story.advance(10.0)
+        story.ask("a")
+        story.advance(1.9)
+        story.ask("b")
+        story.advance(10.0)
+        for name in ("a", "b"):
+            story.expect_nothing(name, Excluded)
+
+    def test_nor_in_a_quorum_of_our_own(self) -> None:
+        story = trained("a", "b")
+        story.ask("a")
+        story.advance(10.0)
+        story.expect_nothing("b", Excluded)
