@@ -1,8 +1,9 @@
-"""Bad input and bad luck, on real processes: whatever happens to one, the others go on, and only the dead are blamed.
+"""Bad input and bad luck, on real processes: whatever happens to one, the others go on, and only the dead
+are blamed.
 
-Most tests strike one and the same job, three trainers on one lighthouse, and leave it as they found it: whole,
-all weights equal, no process too many. Each begins by making the job whole, so that one failure does not
-spoil the rest.
+Most tests strike one and the same job, three trainers on one lighthouse, and leave it as they found it:
+whole, all weights equal, no process too many. Each begins by making the job whole, so that one failure does
+not spoil the rest.
 """
 
 from __future__ import annotations

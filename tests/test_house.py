@@ -71,6 +71,7 @@ ROOMS = {
     "adapters.collective_ring": "adapter",
     "adapters.collective_worker": "adapter",
     "adapters.memory": "adapter",
+    "adapters.scheduling": "adapter",
     "adapters.zmq": "adapter",
     "adapters.zmq_handshakes": "adapter",
     "adapters.zmq_sockets": "adapter",
@@ -407,7 +408,7 @@ def test_a_listener_loads_its_own_rooms_zmq_and_msgpack_only() -> None:
     loaded = loaded_by("import procguard.client.listener")
     strangers = third_parties(loaded) - {"zmq", "msgpack"}
     assert {name for name in strangers if not name.startswith(("cython_runtime", "_cython_"))} == set()
-    rooms = {"messages", "codec", "errors", "client", "adapters", "adapters.base"}
+    rooms = {"messages", "codec", "errors", "client", "adapters", "adapters.base", "adapters.scheduling"}
     elsewhere = ours(loaded) - {"procguard", *(f"procguard.{room}" for room in rooms)}
     assert {
         name for name in elsewhere if not name.startswith(("procguard.client.", "procguard.adapters.zmq"))

@@ -4,8 +4,8 @@ It says what happens as JSON lines on standard output. On standard input it take
 of Python, which its main thread runs in the middle of the next step: between asking for the quorum and the
 collective. So a test can end, fork or stop it there in any way it likes.
 
-Weights are equal exactly when two trainers took the same steps from the same start: the first ones are random,
-and each replica has gradients of its own.
+Weights are equal exactly when two trainers took the same steps from the same start: the first ones are
+random, and each replica has gradients of its own.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from procguard.client.checkpoint import CheckpointTransport
-from procguard.client.fence import Fence
+from procguard.client.fence import Fence, Outcome
 from procguard.client.process_group import ProcessGroup
 from procguard.messages import Cause, Incarnation, Notice, Quorum, QuorumId
 
@@ -86,18 +86,23 @@ class FencedAbort:
     # --- what the failure thread hears --------------------------------------------------------------
 
     def hear(self, epoch: int, notices: tuple[Notice, ...]) -> None:
-        """Peers are over."""
+        """Peers are over. Tell first: what the abort sets free would compete with the telling."""
         for notice in notices:
             verb = "Peer departure" if notice.left else "Peer failure"
             why = f"{notice.replica_id} {notice.cause}"
-            if self._apply(notice, epoch, why):
-                _log.warning("%s received: %s (incarnation %s)", verb, why, notice.incarnation)
+            outcome = self._judge(notice, epoch)
+            if outcome.news:
                 self._tell(notice)
+            self._carry_out(outcome, why)
+            if outcome.news:
+                _log.warning("%s received: %s (incarnation %s)", verb, why, notice.incarnation)
 
     def over(self, epoch: int, incarnation: Incarnation, cause: Cause) -> None:
         """Our own incarnation is over: whoever goes on, goes on without it."""
         why = f"our incarnation {incarnation} is over: {cause}"
-        if self._apply(Notice(self._replica_id, incarnation, cause, self._own_step()), epoch, why):
+        outcome = self._judge(Notice(self._replica_id, incarnation, cause, self._own_step()), epoch)
+        self._carry_out(outcome, why)
+        if outcome.news:
             _log.warning("This replica was given up (%s): it joins again at the next start_quorum", cause)
 
     def left_out(self, quorum_id: QuorumId) -> None:
@@ -108,15 +113,15 @@ class FencedAbort:
         if current is not None and current.quorum_id < quorum_id:
             self.end(current.quorum_id, "the others did not wait for us")
 
-    def _apply(self, notice: Notice, epoch: int, why: str) -> bool:
-        """Let a notice end what it ends; whether it is news."""
+    def _judge(self, notice: Notice, epoch: int) -> Outcome:
         with self._lock:
-            outcome = self._fence.hear(notice, epoch, self._own_step())
+            return self._fence.hear(notice, epoch, self._own_step())
+
+    def _carry_out(self, outcome: Outcome, why: str) -> None:
         if outcome.abort is not None and outcome.after_s:
             self._call_later(outcome.after_s, partial(self.end, outcome.abort, why))
         elif outcome.abort is not None:
             self.end(outcome.abort, why)
-        return outcome.news
 
     def _tell(self, notice: Notice) -> None:
         with self._lock:

@@ -91,6 +91,7 @@ class Companion:
     Args:
         start_thread: starts a session in a thread.
         start_process: starts one in a listener process; None: no listening process is wanted.
+        run_promptly: called by the failure thread at its start, to be run promptly when it wakes.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class Companion:
         start_process: Callable[[], Host] | None,
         hears: Hears,
         clock: Callable[[], float] = time.monotonic,
+        run_promptly: Callable[[], object] = lambda: None,
     ) -> None:
+        self._run_promptly = run_promptly
         self._thread_post = Post("session in a thread", start_thread)
         self._process_post = Post("listener process", start_process) if start_process else None
         self._posts = [post for post in (self._thread_post, self._process_post) if post]
@@ -183,6 +186,7 @@ class Companion:
     # --- the failure thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._run_promptly()
         while not self._closing:
             self.turn()
         for post in self._posts:

@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.client.link import Link
 from procguard.client.link_words import Said
@@ -77,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     """Run one session to its end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    run_promptly()
     host, port, topic = argv[0], int(argv[1]), bytes.fromhex(argv[2])
     link_fd, memfd, pidfd = (int(number) for number in argv[3:6])
     link = Link(socket.socket(fileno=link_fd))

@@ -22,6 +22,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.client import listener
 from procguard.client.checkpoint import CheckpointTransport, HTTPTransport
@@ -163,5 +164,6 @@ def _join(options: ManagerOptions, hears: Hears) -> Membership:
         connect=lambda: ZmqMemberTransport(host, port),
         start_process=start_process if options.proactive else None,
         hears=hears,
+        run_promptly=run_promptly,
         connect_timeout_s=options.connect_timeout.total_seconds(),
     )

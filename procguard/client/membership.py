@@ -59,6 +59,7 @@ class Membership:
         start_process: starts a listener process for a life line; None: no listening process is spawned
             and no notice is heard (proactive recovery is off).
         hears: told of failures, on the failure thread.
+        run_promptly: called by the failure thread at its start, to be run promptly when it wakes.
 
     Raises:
         LighthouseUnreachable, LighthouseRejected: it could not join within ``connect_timeout_s``.
@@ -73,6 +74,7 @@ class Membership:
         start_process: Callable[[LifeLine], Host] | None,
         hears: Hears,
         connect_timeout_s: float,
+        run_promptly: Callable[[], object] = lambda: None,
     ) -> None:
         self.replica_id = identity.replica_id
         self._life_line = LifeLine()
@@ -102,7 +104,7 @@ class Membership:
             welcome = self._client.join(connect_timeout_s)
             on_failure.pop_all()
         start = partial(start_process, self._life_line) if start_process else None
-        self._companion = Companion(self._start_thread, start, hears)
+        self._companion = Companion(self._start_thread, start, hears, run_promptly=run_promptly)
         self._companion.start(self._enrol(welcome))
 
     @property

@@ -266,7 +266,7 @@ class Replica:
     def on_failure(self, callback: Callable[[Notice], None]) -> None:
         """Call ``callback`` for each failure or departure of a peer, on the failure thread, at once.
 
-        What it raises is logged. It must be quick: the next notice waits for it.
+        What it raises is logged. It must be quick: the abort of the collective waits for it.
         """
         self._abort.on_failure(callback)
 

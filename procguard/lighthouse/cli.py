@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import click
 
+from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqLighthouseTransport
 from procguard.config import LighthouseConfig, load_lighthouse_config
 from procguard.env import Address
@@ -82,6 +83,7 @@ def main(config: Path | None, **flags: object) -> None:
 
 def _serve(config: LighthouseConfig) -> None:
     """Run until a signal says stop."""
+    run_promptly()
     with contextlib.ExitStack() as stack:
         state = _open_state(config)
         if state:

@@ -95,11 +95,12 @@ class Service:
         self._turned_at = clock()
         self._rate = _Rate(self._turned_at)
         self._bad_frame, self._stranger, self._own_error = _Complaint(), _Complaint(), _Complaint()
+        self._lines: list[Log] = []
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             Publish: self._publish,
             PersistEpoch: self._persist,
-            Log: self._log,
+            Log: self._lines.append,
         }
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -121,6 +122,7 @@ class Service:
             self._step(LoopStalled(gap_s), now)
         now = self._take_in(now)
         self._step(TimePassed(), now)
+        self._write_log()
 
     def _take_in(self, now: float) -> float:
         """Drain the inbox to its end, or for as long as a flood is listened to.
@@ -180,9 +182,12 @@ class Service:
             # epoch, still keep the next start from using a lower one.
             logger.error("Epoch %d is not on disk: %s", effect.epoch, error)
 
-    def _log(self, effect: Log) -> None:
-        fields = {"job_id": effect.job_id, "replica_id": effect.replica_id}
-        logger.log(effect.level, "%s", effect.text, extra={"fields": fields})
+    def _write_log(self) -> None:
+        """At the end of the turn: members hear of a death before people do."""
+        for effect in self._lines:
+            fields = {"job_id": effect.job_id, "replica_id": effect.replica_id}
+            logger.log(effect.level, "%s", effect.text, extra={"fields": fields})
+        self._lines.clear()
 
 
 class _Rate:
