@@ -26,9 +26,8 @@ from typing import Any
 import psutil
 
 from procguard.messages import MemberView, Snapshot, SnapshotRequest
-from tests.lighthouse.running import REPOSITORY, Lighthouse, free_ports
+from tests.lighthouse.running import DEADLINE_S, REPOSITORY, Lighthouse, free_ports
 
-DEADLINE_S = float(os.environ.get("DL", "60"))
 MARK = "PROCGUARD_TEST_JOB"
 """In the environment of every trainer, and so of every process that comes of it."""
 TICK_S = 0.02
@@ -164,8 +163,10 @@ class Job:
         state_dir = self.folder / f"state-{self._state_dirs}"
         self.lighthouse = Lighthouse(f"--port={self.port}", f"--state-dir={state_dir}", *self._flags)
         self.lighthouse.listening()
+        self.is_lit = True
 
     def kill_lighthouse(self) -> None:
+        self.is_lit = False
         self.lighthouse.kill(signal.SIGKILL)
         self.lighthouse.__exit__()
 
@@ -281,7 +282,7 @@ class Job:
         known = [
             f"{m.replica_id}: {m.state.name} {m.incarnation} step {m.step} in {m.phase.name}"
             f"{', asking' * m.waiting}"
-            for m in self.members("").values()
+            for m in (self.members("").values() if self.is_lit else ())
         ]
         return "\n".join(["lighthouse", *said, *known, *(trainer.tail() for trainer in self.trainers)])
 

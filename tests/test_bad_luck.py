@@ -145,6 +145,13 @@ def test_ctrl_c_in_the_trainers_terminal(job: Job, trio: list[Trainer]) -> None:
     job.trains(*survivors)
 
 
+def test_all_trainers_are_killed_at_once_and_replaced(job: Job, trio: list[Trainer]) -> None:
+    for victim in trio:
+        victim.strike(signal.SIGKILL)
+    replacements = [job.start(victim.replica_id) for victim in trio]
+    job.trains(*replacements)
+
+
 # --- the lighthouse ends ------------------------------------------------------------------------------
 
 
@@ -176,6 +183,19 @@ def test_a_trainer_is_replaced_while_the_lighthouse_is_down(job: Job, trio: list
     job.start_lighthouse()
     job.told(victim, survivors)
     job.trains(*survivors, replacement)
+
+
+def test_the_lighthouse_is_stopped_for_long_and_continued(job: Job, trio: list[Trainer]) -> None:
+    before = [trainer.incarnation for trainer in trio]
+    lines = [trainer.log.count("No word from the lighthouse") for trainer in trio]
+    job.lighthouse.send(signal.SIGSTOP)
+    job.until(
+        lambda: all(t.log.count("No word from the lighthouse") > n for t, n in zip(trio, lines, strict=True)),
+        "all have noticed",
+    )
+    job.lighthouse.send(signal.SIGCONT)
+    job.trains(*trio)
+    assert [trainer.incarnation for trainer in trio] == before
 
 
 # --- the listener ends --------------------------------------------------------------------------------
@@ -299,39 +319,46 @@ def http_server() -> Iterator[int]:
         thread.join()
 
 
-def test_settings_that_cannot_work_are_one_clear_error(
-    job: Job, trio: list[Trainer], capfd: pytest.CaptureFixture[str]
-) -> None:
-    closed_port, holder = free_ports(), trio[0]
-    with http_server() as http_port:
-        cases = {
-            "ConfigError: PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off; write 1,": {
-                "PROCGUARD_PROACTIVE_RECOVERY": "maybe"
-            },
-            "UsageError: no lighthouse address: start one with `procguard-lighthouse": {
-                "PROCGUARD_LIGHTHOUSE": ""
-            },
-            "LighthouseUnreachable: no lighthouse answered at nowhere.invalid:29510 (from "
-            "PROCGUARD_LIGHTHOUSE) within 1 s: the name 'nowhere.invalid' does not resolve": {
-                "PROCGUARD_LIGHTHOUSE": "nowhere.invalid"
-            },
-            f"within 1 s: nothing listens on port {closed_port} of localhost; start one with": {
-                "PROCGUARD_LIGHTHOUSE": f"localhost:{closed_port}"
-            },
-            f"something accepts connections there but does not speak ProcGuard's protocol; is {http_port}": {
-                "PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{http_port}"
-            },
-            f"does not speak ProcGuard's protocol; is {job.port + 1} the lighthouse's --port?": {
-                "PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{job.port + 1}"
-            },
-            f"LighthouseRejected: the lighthouse at {job.address} (from PROCGUARD_LIGHTHOUSE) refused: replica_id "
-            f"'{holder.replica_id}' is in use by a living process (pid {holder.pid} on {socket.gethostname()}); "
-            "end": {"REPLICA_ID": holder.replica_id},
-        }
-        hopeless = [
-            job.start("hopeless", PROCGUARD_CONNECT_TIMEOUT_SEC="1", **environ) for environ in cases.values()
+def test_settings_that_cannot_work_are_one_clear_error(job: Job, trio: list[Trainer]) -> None:
+    closed, holder = free_ports(), trio[0]
+    with http_server() as http:
+        cases = [
+            (
+                {"PROCGUARD_PROACTIVE_RECOVERY": "maybe"},
+                "PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off; write 1, true, yes or on",
+            ),
+            (
+                {"PROCGUARD_LIGHTHOUSE": ""},
+                "no lighthouse address: start one with `procguard-lighthouse --port 29510` and set",
+            ),
+            (
+                {"PROCGUARD_LIGHTHOUSE": "nowhere.invalid"},
+                "no lighthouse answered at nowhere.invalid:29510 (from PROCGUARD_LIGHTHOUSE) within 1 s: the "
+                "name 'nowhere.invalid' does not resolve",
+            ),
+            (
+                {"PROCGUARD_LIGHTHOUSE": f"localhost:{closed}"},
+                f"nothing listens on port {closed} of localhost; start one with `procguard-lighthouse --port",
+            ),
+            (
+                {"PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{http}"},
+                f"does not speak ProcGuard's protocol; is {http} the lighthouse's --port?",
+            ),
+            (
+                {"PROCGUARD_LIGHTHOUSE": f"127.0.0.1:{job.port + 1}"},
+                f"does not speak ProcGuard's protocol; is {job.port + 1} the lighthouse's --port?",
+            ),
+            (
+                {"REPLICA_ID": holder.replica_id},
+                f"the lighthouse at {job.address} (from PROCGUARD_LIGHTHOUSE) refused: replica_id "
+                f"'{holder.replica_id}' is in use by a living process (pid {holder.pid} on "
+                f"{socket.gethostname()}); end that process or give this one another replica_id",
+            ),
         ]
-        for trainer, words in zip(hopeless, cases, strict=True):
+        hopeless = [
+            job.start("hopeless", PROCGUARD_CONNECT_TIMEOUT_SEC="1", **environ) for environ, _ in cases
+        ]
+        for trainer, (_, words) in zip(hopeless, cases, strict=True):
             assert trainer.exit_code() == 1
             *_, error = trainer.log.splitlines()
             assert words in error

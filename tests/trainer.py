@@ -101,7 +101,7 @@ class Trainer:
 
     def listen(self) -> None:
         """Take the test's words, in a thread."""
-        # Not from sys.stdin: a child of multiprocessing closes that, and would wait for this thread's lock on it.
+        # Not from sys.stdin: a child of multiprocessing closes that, and would wait for this thread's lock.
         with open(os.dup(0)) as words:
             for line in words:
                 self.heard.put(json.loads(line))

@@ -13,8 +13,9 @@ import os
 import platform
 import struct
 
-SLICE_NS = 100_000
-"""The shortest that the kernel grants."""
+SLICE_NS = 500_000
+"""Shorter than others', and long enough to tell a death without being interrupted: of 0.1, 0.5, 1 and 2 ms
+the one with which survivors were told soonest."""
 
 _SYSCALLS = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")

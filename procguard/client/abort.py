@@ -89,7 +89,7 @@ class FencedAbort:
         """Peers are over. Tell first: what the abort sets free would compete with the telling."""
         for notice in notices:
             verb = "Peer departure" if notice.left else "Peer failure"
-            why = f"{notice.replica_id} {notice.cause}"
+            why = f"replica {notice.replica_id}, {notice.cause}"
             outcome = self._judge(notice, epoch)
             if outcome.news:
                 self._tell(notice)

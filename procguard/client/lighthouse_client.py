@@ -6,6 +6,7 @@ variable it came from and the likely mistake.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -32,6 +33,8 @@ from procguard.errors import (
     UsageError,
 )
 from procguard.messages import Hello, Incarnation, Participant, Quorum, Welcome
+
+_log = logging.getLogger(__name__)
 
 RECEIVE_MAX = 100
 WAKES_MAX = 4096
@@ -84,6 +87,7 @@ class LighthouseClient:
         with self._lock:
             if not self._talk(self._requests.join(self._clock()), timeout_s):
                 self._raise_if_refused()
+                self._transport.reconnect()  # drops what nobody took: closing need not wait for it
                 raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s))
             return self.welcome
 
@@ -152,7 +156,12 @@ class LighthouseClient:
             message = codec.decode(frame)
         except ProtocolError:
             return  # a lighthouse of another version: the request times out and says so
+        earlier = self._requests.refusal
         self._perform(self._requests.receive(message, self._clock()))
+        refusal = self._requests.refusal
+        if refusal is not None and earlier is None and not self._requests.refused:
+            text = describe_refusal(refusal, self._requests.hello.replica_id)
+            _log.warning("The lighthouse at %s refuses so far, asking on: %s", self._where, text)
 
     def _perform(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
@@ -161,6 +170,8 @@ class LighthouseClient:
             elif isinstance(effect, Reborn):
                 self._on_reborn(effect.welcome)
             elif isinstance(effect, Reconnect):
+                if self._requests.welcome is None:
+                    _log.warning("No lighthouse has answered at %s so far, trying on", self._where)
                 self._transport.reconnect()
 
     def _check_not_leaving(self) -> None:
@@ -188,7 +199,7 @@ def _probe(host: str, port: int) -> str:
         with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
             return (
                 f"something accepts connections there but does not speak ProcGuard's protocol; is {port} "
-                "the lighthouse's --port?"
+                "the lighthouse's --port? (the one after it is for notices only)"
             )
     except socket.gaierror as error:
         return f"the name {host!r} does not resolve ({error.strerror}); check PROCGUARD_LIGHTHOUSE"

@@ -160,7 +160,7 @@ class Membership:
             self._companion.disown()
 
     def _reborn(self, welcome: Welcome) -> None:
-        _log.info("%s is incarnation %s", self.replica_id, welcome.incarnation)
+        _log.info("Replica %s joined as incarnation %s", self.replica_id, welcome.incarnation)
         if self._companion:
             self._companion.enrol(self._enrol(welcome))
 

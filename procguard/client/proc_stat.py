@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import struct
 from dataclasses import dataclass
 
@@ -131,3 +132,11 @@ class ProcEntry:
     def core_dumping(self) -> bool:
         """Read ``status``; raises ``ProcessLookupError`` once the process has been reaped."""
         return parse_core_dumping(os.pread(self._status_fd, _STATUS_BYTES_MAX, 0))
+
+    def may_leave_core(self) -> bool:
+        """Whether its limit lets a core file be written: the kernel says "dumping" also for the moment in
+        which it finds that out. True where nobody tells."""
+        try:
+            return resource.prlimit(self.pid, resource.RLIMIT_CORE)[0] != 0
+        except (AttributeError, OSError):  # not Linux, or the process changed its user id
+            return True

@@ -262,7 +262,8 @@ class Session:
     def _lighthouse_is_silent(self, now: float) -> None:
         silent_s = self._silence_s
         self._effects.append(Reconnect())
-        self._say(logging.WARNING, f"The lighthouse has been silent for {silent_s:g} s: connecting afresh")
+        text = f"No word from the lighthouse for {silent_s:g} s: connecting afresh; training waits for it"
+        self._say(logging.WARNING, text)
         self._heard_at = now
         self._silence_s = min(2 * silent_s, SILENCE_LAST_S)
         if self.state is State.BEATING or self.state is State.INTRODUCING:
@@ -346,7 +347,7 @@ class Session:
     def _hello_wanted(self, wanted: HelloWanted, now: float) -> None:
         """A lighthouse that does not know us: it restarted. Our Hello raises its epoch if it is behind."""
         if self.state is State.BEATING:
-            self._say(logging.INFO, f"The lighthouse has forgotten us (epoch {wanted.epoch}): Hello again")
+            self._say(logging.INFO, f"The lighthouse was started anew (epoch {wanted.epoch}): Hello again")
             self._introduce(now)
         elif self.state is State.BURYING and self._end is not None:
             self._say_hello()  # it cannot miss whom it does not know

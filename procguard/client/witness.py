@@ -248,7 +248,7 @@ class Witness:
             if self._entry.core_dumping():
                 # The first reading may be older than the signal: read again.
                 status = self._exit_status_of(self._entry.stat())
-                return TrainerState(stat.letter, True, _death_of_dump(status))
+                return TrainerState(stat.letter, True, _death_of_dump(status, self._entry.may_leave_core()))
         except ProcessLookupError:
             return self._gone()
         if released and self._owner == _OWNED_BY_LEADER:
@@ -326,6 +326,6 @@ def _await_leader(entry: ProcEntry) -> None:
         return
 
 
-def _death_of_dump(status: int | None) -> Death:
+def _death_of_dump(status: int | None, core: bool) -> Death:
     """While the dump is written, older kernels do not tell the signal yet, and none adds the core bit."""
-    return Death(signal=(status or 0) & 0x7F or None, core=True)
+    return Death(signal=(status or 0) & 0x7F or None, core=core)

@@ -54,7 +54,7 @@ TRANSITIONS: dict[tuple[MemberState, Trigger], MemberState] = {
     (_SUSPECT, Trigger.STOPPED): _FAILED,
     (_ALIVE, Trigger.STALLED): _FAILED,
     (_SUSPECT, Trigger.STALLED): _FAILED,
-    (_ALIVE, Trigger.SUPERSEDED): _FAILED,
+    (_ALIVE, Trigger.SUPERSEDED): _FAILED,  # by the claim of a later life, never by a newcomer
     (_SUSPECT, Trigger.SUPERSEDED): _FAILED,
     (_SUSPECT, Trigger.NOT_RETURNED): _FAILED,
     (_ALIVE, Trigger.LEAVE): _LEFT,

@@ -337,7 +337,7 @@ class FakeWire:
         self.is_waiting = threading.Event()
         self.ready: list[int] = []
         self.reconnects = 0
-        self.is_closed = False
+        self.closed = threading.Event()
 
     def send(self, frame: bytes) -> bool:
         message = self._decode(frame)
@@ -356,7 +356,7 @@ class FakeWire:
         self.incoming.clear()
 
     def wait(self, timeout_s: float, fds: Iterable[int] = ()) -> list[int]:
-        assert not self.is_closed
+        assert not self.closed.is_set()
         if self.is_patient:
             self.is_waiting.set()
             return select.select(list(fds), [], [], DEADLINE_S)[0]
@@ -372,4 +372,8 @@ class FakeWire:
         return [self.published.popleft() for _ in range(min(count_max, len(self.published)))]
 
     def close(self) -> None:
-        self.is_closed = True
+        self.closed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closed.is_set()

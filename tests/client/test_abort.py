@@ -66,7 +66,7 @@ def test_a_failure_aborts_collectives_and_transfers_and_is_told(
     assert stage.pg.aborted == [PAIR.quorum_id.packed]
     assert stage.transport.is_aborted
     assert stage.told == stage.abort.failures() == [notice("b", 2)]
-    assert "Peer failure received: b killed by SIGKILL (incarnation 1000.2)" in caplog.text
+    assert "Peer failure received: replica b, killed by SIGKILL (incarnation 1000.2)" in caplog.text
 
 
 def test_a_failure_elsewhere_is_only_told(stage: Stage) -> None:
@@ -109,7 +109,7 @@ def test_a_departure_leaves_time_to_finish(stage: Stage, caplog: pytest.LogCaptu
     stage.hear(notice("b", 2, LEFT, step=0))
     assert stage.pg.aborted == []
     assert [delay for delay, _ in stage.later] == [DEPARTURE_GRACE_S]
-    assert "Peer departure received: b left" in caplog.text
+    assert "Peer departure received: replica b, left" in caplog.text
     stage.let_time_pass()
     assert stage.pg.aborted == [PAIR.quorum_id.packed]
 

@@ -49,7 +49,7 @@ TORCHFT = {
 }
 
 TRAINER = """
-import json, os, sys
+import json, os, sys, threading
 from procguard.adapters.collective import RingProcessGroup
 from procguard.client import Manager
 from procguard.errors import UsageError
@@ -70,6 +70,9 @@ if not child:
 os.waitpid(child, 0)
 manager.start_quorum()
 committed_again = manager.should_commit()
+for thread in threading.enumerate():
+    if thread.name == "procguard-session":
+        thread.join(30)  # until the listener process is ready: only that one can tell of our end
 print(json.dumps([committed, committed_again, manager.current_step(), str(manager.errored())]), flush=True)
 sys.stdin.readline()
 raise ValueError("no such shape")

@@ -352,16 +352,20 @@ DUMPING = ProcStat("D", 0x400000, 1, exit_status=signal.SIGSEGV, permitted=True)
 class ScriptedEntry(ProcEntry):
     """An entry that shows one stat a reading; ``dumping`` holds from the first on."""
 
-    def __init__(self, *stats: ProcStat, dumping: bool = False) -> None:
+    def __init__(self, *stats: ProcStat, dumping: bool = False, no_core: bool = False) -> None:
         self.pid = 4242
         self._stats = itertools.chain(stats, itertools.repeat(stats[-1]))
         self._dumping = dumping
+        self._no_core = no_core
 
     def stat(self) -> ProcStat:
         return next(self._stats)
 
     def core_dumping(self) -> bool:
         return self._dumping
+
+    def may_leave_core(self) -> bool:
+        return not self._no_core
 
 
 @pytest.fixture
@@ -379,8 +383,9 @@ def own_pidfd() -> Iterator[int]:
         (ScriptedEntry(ALIVE, DUMPING, dumping=True), TrainerState("S", True, Death(signal=11, core=True))),
         (ScriptedEntry(ALIVE, dumping=True), TrainerState("S", True, Death(core=True))),
         (ScriptedEntry(HIDDEN, dumping=True), TrainerState("S", True, Death(core=True))),
+        (ScriptedEntry(DUMPING, dumping=True, no_core=True), TrainerState("D", True, Death(signal=11))),
     ],
-    ids=["alive", "dumping", "dumping, an older kernel", "dumping, hidden"],
+    ids=["alive", "dumping", "dumping, an older kernel", "dumping, hidden", "no core allowed"],
 )
 def test_a_core_dump_is_a_death_before_it_is_written(
     monkeypatch: pytest.MonkeyPatch, own_pidfd: int, entry: ProcEntry, state: TrainerState

@@ -65,9 +65,12 @@ class Running:
             if part in line:
                 return line
 
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def kill(self, number: signal.Signals) -> int:
         """Send a signal; the exit code that follows."""
-        self._process.send_signal(number)
+        self.send(number)
         return self.exit_code()
 
     def exit_code(self) -> int:

@@ -63,6 +63,9 @@ class TestEnd:
         ):
             story.say(b"guard", Obituary("train", b"", dead, Cause(CauseKind.PROCESS_EXIT)))
         story.say(b"guard", Obituary("no such job", b"", a.process, Cause(CauseKind.PROCESS_EXIT)))
+        for unknown in (Process("host", "", 7, 8), Process("host", "boot", 7, 0)):
+            story.join(f"on {unknown}", process=unknown)
+            story.say(b"guard", Obituary("train", b"", unknown, Cause(CauseKind.PROCESS_EXIT)))
         story.expect_no_notice()
         dead = a.process._replace(host="the same, by another name")
         story.say(b"guard", Obituary("train", b"", dead, Cause(CauseKind.PROCESS_EXIT, exit_code=1)))
@@ -127,7 +130,8 @@ class TestEnd:
         a = story.join("a")
         story.leave("a")
         story.leave("a")
-        story.leave(story.new_person("stranger", incarnation=a.incarnation))
+        story.leave(stranger := story.new_person("stranger", incarnation=a.incarnation))
+        story.expect(stranger, Ack)
         story.expect(a, Ack)
         story.expect(a, Ack)
         story.expect_notice("a", CauseKind.LEFT)
