@@ -10,10 +10,13 @@ Imports zmq, msgpack and ProcGuard's own client rooms, nothing else: it must be 
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 
 from procguard.adapters.scheduling import run_promptly
@@ -25,6 +28,8 @@ from procguard.client.session import Session, Trainer
 from procguard.client.witness import Death, LifeLine, Witness
 from procguard.messages import Cause, CauseKind, Phase
 
+PARTING_PAUSE_S = 0.05
+"""Between the last word and the end: our own going costs 2 ms of a CPU that the survivors have use for."""
 _NONE = -1
 _PHASES = {int(phase): phase for phase in Phase}
 
@@ -89,9 +94,12 @@ def main(argv: Sequence[str]) -> None:
     transport = ZmqMemberTransport(host, port)
     try:
         ListenerLoop(Session(threaded=False, topic=topic), transport, link, watch).run()
+        time.sleep(PARTING_PAUSE_S)
     finally:
         transport.close()
 
 
 if __name__ == "__main__":
+    gc.freeze()  # a collection need not look at what was imported: 2 ms that a notice might wait for
     main(sys.argv[1:])
+    os._exit(0)  # nothing is left to tidy up, and the interpreter's own end takes 5 ms

@@ -69,6 +69,7 @@ class Core:
         self.roster = Roster(options, epoch)
         self._settings = options.settings
         self._started_at = now
+        self._acks: list[Send] = []
         self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
         if options.restarted:
             self.roster.timers.arm((Timer.SETTLE, None), now, self.roster.return_s)
@@ -203,7 +204,7 @@ class Core:
         if member is not None and member.live and member.incarnation == leave.incarnation:
             member.step = leave.step
             self.roster.end(member, Trigger.LEAVE, Cause(CauseKind.LEFT), now)
-        self.roster.send(peer, Ack(KIND_OF[Leave], leave.token))
+        self._acknowledge(peer, Ack(KIND_OF[Leave], leave.token))
 
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
         left = obituary.cause.kind is CauseKind.LEFT
@@ -212,7 +213,11 @@ class Core:
                 self.roster.end(member, Trigger.LEAVE if left else Trigger.OBITUARY, obituary.cause, now)
         if obituary.token:
             self.roster.bury(obituary.token, obituary.cause)
-        self.roster.send(peer, Ack(KIND_OF[Obituary], obituary.token))
+        self._acknowledge(peer, Ack(KIND_OF[Obituary], obituary.token))
+
+    def _acknowledge(self, peer: bytes, ack: Ack) -> None:
+        """Once it is published: those who live hear of it first."""
+        self._acks.append(Send((peer,), ack))
 
     def _named_by(self, obituary: Obituary) -> list[Member]:
         """By token, or else by process: after an exec, the same process may be another member."""
@@ -264,6 +269,8 @@ class Core:
             if batch:
                 self.roster.effects.append(Publish(job.job_id, batch))
             self._decide(job, now)
+        self.roster.effects += self._acks
+        self._acks.clear()
         if beacon_due:
             self._beacon(now)
 

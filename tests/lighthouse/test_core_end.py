@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from procguard.lighthouse import roster
-from procguard.lighthouse.events import TopicLost
+from procguard.lighthouse.events import Publish, Send, TopicLost
 from procguard.messages import (
     KIND_OF,
     Ack,
@@ -17,6 +17,7 @@ from procguard.messages import (
     Incarnation,
     Leave,
     MemberState,
+    NoticeBatch,
     Obituary,
     Phase,
     Process,
@@ -42,6 +43,14 @@ class TestEnd:
         assert story.expect_notice("a", CauseKind.PROCESS_EXIT).cause == cause
         assert story.expect(a, Ack) == (KIND_OF[Obituary], a.token)
         assert story.member("a").cause == cause
+
+    def test_the_survivors_hear_of_it_before_the_messenger_is_thanked(self) -> None:
+        story = Story()
+        story.join("a", "b")
+        story.effects.clear()
+        story.kill("a")
+        kinds = [type(e.message) for e in story.effects if isinstance(e, Publish | Send)]
+        assert kinds == [NoticeBatch, Ack]
 
     def test_also_of_a_suspect(self) -> None:
         story = Story()
