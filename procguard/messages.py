@@ -174,6 +174,8 @@ class Hello(NamedTuple):
     group_run: Text
     claim: Claim | None
     topic: Topic
+    group_address: Text
+    """Where this process serves its replica group (rank 0's session); empty where it does not."""
     epoch: int
     """The highest epoch seen so far; a lighthouse below it raises its own."""
     min_replicas: int
@@ -245,6 +247,20 @@ class Resync(NamedTuple):
     token: Token
     epoch: int
     seq: int
+
+
+class Lookup(NamedTuple):
+    """A rank of a replica group asks where its rank 0 serves."""
+
+    token: Token
+
+
+class AnswerWanted(NamedTuple):
+    """A group's server that has just taken over asks whether this round was answered to the one before."""
+
+    token: Token
+    incarnation: Incarnation
+    round: int
 
 
 class SnapshotRequest(NamedTuple):
@@ -340,6 +356,13 @@ class Excluded(NamedTuple):
     quorum_id: QuorumId
 
 
+class LookedUp(NamedTuple):
+    """Where rank 0 of that incarnation serves its group; an empty address: it has not said so yet."""
+
+    incarnation: Incarnation
+    group_address: Text
+
+
 class Ack(NamedTuple):
     """Got it: the ``kind`` number of a Leave or an Obituary."""
 
@@ -383,15 +406,26 @@ class MemberState(IntEnum):
     LEFT = 3
 
 
+class RankView(NamedTuple):
+    """One process of a member."""
+
+    group_rank: int
+    suspect: bool
+    beat_age_s: float
+    step: int
+    phase: Phase
+    process: Process
+
+
 class MemberView(NamedTuple):
     replica_id: Name
     state: MemberState
     in_state_s: float
-    beat_age_s: float
     step: int
-    phase: Phase
     incarnation: Incarnation
-    process: Process
+    group_world_size: int
+    ranks: tuple[RankView, ...]
+    """By group rank; those that have said Hello."""
     waiting: bool
     cause: Cause | None
 
@@ -432,7 +466,9 @@ class Snapshot(NamedTuple):
     counters: tuple[Counter, ...]
 
 
-FromMember = Hello | Heartbeat | QuorumRequest | Leave | Obituary | Resync | SnapshotRequest
+FromMember = (
+    Hello | Heartbeat | QuorumRequest | Leave | Obituary | Resync | SnapshotRequest | Lookup | AnswerWanted
+)
 FromLighthouse = (
     Welcome
     | Rejected
@@ -445,6 +481,7 @@ FromLighthouse = (
     | Snapshot
     | NoticeBatch
     | Beacon
+    | LookedUp
 )
 Message = FromMember | FromLighthouse
 
@@ -456,6 +493,8 @@ KINDS: dict[int, type[Message]] = {
     5: Obituary,
     6: Resync,
     7: SnapshotRequest,
+    8: Lookup,
+    9: AnswerWanted,
     32: Welcome,
     33: Rejected,
     34: Rejoin,
@@ -467,6 +506,7 @@ KINDS: dict[int, type[Message]] = {
     40: Snapshot,
     41: NoticeBatch,
     42: Beacon,
+    43: LookedUp,
 }  # fmt: skip
 """Numbers on the wire. One is never given a second meaning within a protocol version."""
 

@@ -31,6 +31,7 @@ from procguard.messages import (
     NoticeView,
     QuorumId,
     QuorumWaiting,
+    RankView,
     Reason,
     Snapshot,
     SnapshotRequest,
@@ -169,7 +170,8 @@ def _job_lines(job: JobView) -> Iterator[str]:
     if job.waiting:
         yield f"  Waiting: {_wait_in_words(job.waiting)}"
     yield ""
-    yield from _table([_COLUMNS, *(_member_row(member) for member in job.members)], _NUMBERS)
+    rows = [row for member in job.members for row in _member_rows(member)]
+    yield from _table([_COLUMNS, *rows], _NUMBERS)
     if job.notices:
         yield ""
         yield "  Last notices"
@@ -181,18 +183,24 @@ def _wait_in_words(waiting: QuorumWaiting) -> str:
     return f"{_WAITING[waiting.reason]}, {waiting.have} of {waiting.need}{missing}"
 
 
-def _member_row(member: MemberView) -> tuple[str, ...]:
-    process = member.process
-    return (
-        member.replica_id,
-        member.state.name.lower(),
-        _span(member.in_state_s),
-        _span(member.beat_age_s),
-        str(member.step),
-        member.phase.name.lower(),
-        str(member.incarnation),
-        f"{process.host}:{process.pid}" if process.pid else "not back yet",
-    )
+def _member_rows(member: MemberView) -> Iterator[tuple[str, ...]]:
+    """One row for a replica of one rank; for a larger group one of the whole, and one for each rank."""
+    single = member.group_world_size == 1
+    state = (member.replica_id, member.state.name.lower(), _span(member.in_state_s))
+    if single and member.ranks:
+        yield (*state, *_rank_cells(member.ranks[0], str(member.incarnation)))
+        return
+    there = f"{len(member.ranks)} of {member.group_world_size} ranks" if member.ranks else "not back yet"
+    oldest_s = max([rank.beat_age_s for rank in member.ranks], default=member.in_state_s)
+    yield (*state, _span(oldest_s), str(member.step), "", str(member.incarnation), there)
+    for rank in member.ranks:
+        suspect = "suspect" if rank.suspect else ""
+        yield (f"  rank {rank.group_rank}", suspect, "", *_rank_cells(rank, ""))
+
+
+def _rank_cells(rank: RankView, incarnation: str) -> tuple[str, ...]:
+    process = f"{rank.process.host}:{rank.process.pid}"
+    return _span(rank.beat_age_s), str(rank.step), rank.phase.name.lower(), incarnation, process
 
 
 def _notice_row(view: NoticeView) -> tuple[str, ...]:

@@ -280,8 +280,8 @@ class Job:
         """What a failure's message says of all of it."""
         said = [line for line in iter(lambda: _next(self.lighthouse), None) if line]
         known = [
-            f"{m.replica_id}: {m.state.name} {m.incarnation} step {m.step} in {m.phase.name}"
-            f"{', asking' * m.waiting}"
+            f"{m.replica_id}: {m.state.name} {m.incarnation} step {m.step} in "
+            f"{'/'.join([rank.phase.name for rank in m.ranks])}{', asking' * m.waiting}"
             for m in (self.members("").values() if self.is_lit else ())
         ]
         return "\n".join(["lighthouse", *said, *known, *(trainer.tail() for trainer in self.trainers)])

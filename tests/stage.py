@@ -119,7 +119,7 @@ class Trainer:
         number = stage.next_number()
         self.process = Process("host", "boot", number, 7 * number)
         token = f"token {number:010d}".encode()
-        self.hello = Hello(JOB, name, token, self.process, 0, 1, "", None, b"", 0, 1, 0.0)
+        self.hello = Hello(JOB, name, token, self.process, 0, 1, "", None, b"", "", 0, 1, 0.0)
         self.requests = Requests(self.hello)
         self.wire = Wire(stage.network)
         self.listener: Listener | None = None

@@ -397,6 +397,7 @@ HELLO = Hello(
     group_run="",
     claim=None,
     topic=b"",
+    group_address="",
     epoch=0,
     min_replicas=1,
     progress_timeout_s=0.0,

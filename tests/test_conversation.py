@@ -55,7 +55,7 @@ def test_they_join_agree_on_a_quorum_and_beat(trio: Stage) -> None:
     assert all(trainer.listener and trainer.listener.is_ready for trainer in trio.trainers.values())
     trio.advance(30.0)
     trio.nobody_was_told()
-    assert max(trio.member(name).beat_age_s for name in NAMES) <= 0.1
+    assert max(trio.member(name).ranks[0].beat_age_s for name in NAMES) <= 0.1
     assert all(trainer.wire.reconnects == 0 for trainer in trio.trainers.values())
 
 

@@ -48,6 +48,8 @@ def test_numbers_on_the_wire_are_never_given_away():
         5: "Obituary",
         6: "Resync",
         7: "SnapshotRequest",
+        8: "Lookup",
+        9: "AnswerWanted",
         32: "Welcome",
         33: "Rejected",
         34: "Rejoin",
@@ -59,6 +61,7 @@ def test_numbers_on_the_wire_are_never_given_away():
         40: "Snapshot",
         41: "NoticeBatch",
         42: "Beacon",
+        43: "LookedUp",
     }
 
 

@@ -30,6 +30,7 @@ from procguard.messages import (
     QuorumId,
     QuorumView,
     QuorumWaiting,
+    RankView,
     Reason,
     Settings,
     Snapshot,
@@ -40,12 +41,13 @@ from tests.lighthouse.running import DEADLINE_S, Lighthouse, Running, free_ports
 SETTINGS = Settings(0.1, 1.0, 5.0, 0.3, 60.0)
 KILLED = Cause(CauseKind.PROCESS_EXIT, signal=9)
 MEMBERS = (
-    MemberView("a", MemberState.ALIVE, 95.0, 0.053, 1234, Phase.COMPUTE, Incarnation(7, 1),
-               Process("node1", "boot", 4242, 99), False, None),
-    MemberView("b", MemberState.FAILED, 12.34, 12.4, 1230, Phase.COLLECTIVE, Incarnation(7, 2),
-               Process("node2", "boot", 5, 99), False, KILLED),
-    MemberView("long-name", MemberState.SUSPECT, 0.2, 0.2, 0, Phase.STARTING, Incarnation(6, 3),
-               Process("", "", 0, 0), False, None),
+    MemberView("a", MemberState.ALIVE, 95.0, 1234, Incarnation(7, 1), 1,
+               (RankView(0, False, 0.053, 1234, Phase.COMPUTE, Process("node1", "boot", 4242, 99)),),
+               False, None),
+    MemberView("b", MemberState.FAILED, 12.34, 1230, Incarnation(7, 2), 1,
+               (RankView(0, False, 12.4, 1230, Phase.COLLECTIVE, Process("node2", "boot", 5, 99)),),
+               False, KILLED),
+    MemberView("long-name", MemberState.SUSPECT, 0.2, 0, Incarnation(6, 3), 1, (), False, None),
 )  # fmt: skip
 JOB = JobView(
     "train",
@@ -67,7 +69,7 @@ def procguard(*arguments: str, **environ: str) -> Result:
 def says_hello(lighthouse: Lighthouse, name: str) -> None:
     process = Process("node1", "boot", 4242, 99)
     token = name.encode().ljust(16, b".")
-    lighthouse.answer(Hello("train", name, token, process, 0, 1, "", None, b"", 0, 0, 0.0))
+    lighthouse.answer(Hello("train", name, token, process, 0, 1, "", None, b"", "", 0, 0, 0.0))
 
 
 # --- what it prints
@@ -84,13 +86,28 @@ def test_people_see_members_quorum_and_notices() -> None:
         "  REPLICA    STATE           FOR  LAST BEAT  STEP  PHASE       INCARNATION  PROCESS",
         "  a          alive    1 min 35 s      53 ms  1234  compute     7.1          node1:4242",
         "  b          failed       12.3 s     12.4 s  1230  collective  7.2          node2:5",
-        "  long-name  suspect      200 ms     200 ms     0  starting    6.3          not back yet",
+        "  long-name  suspect      200 ms     200 ms     0              6.3          not back yet",
         "",
         "  Last notices",
         "  12.3 s ago  b  7.2  step 1230  killed by SIGKILL",
         "",
         "Since it started",
         "        3 invalid frames",
+    ]
+
+
+def test_a_group_shows_each_of_its_ranks() -> None:
+    process = Process("node1", "boot", 10, 99)
+    ranks = (
+        RankView(0, False, 0.02, 8, Phase.COLLECTIVE, process),
+        RankView(2, True, 0.35, 7, Phase.COMPUTE, process._replace(pid=12)),
+    )
+    group = MemberView("g", MemberState.SUSPECT, 0.1, 8, Incarnation(7, 1), 3, ranks, False, None)
+    text = as_text(SNAPSHOT._replace(jobs=(JOB._replace(members=(group,)),)), ADDRESS)
+    assert text.splitlines()[7:10] == [
+        "  g         suspect  100 ms     350 ms     8              7.1          2 of 3 ranks",
+        "    rank 0                       20 ms     8  collective               node1:10",
+        "    rank 2  suspect             350 ms     7  compute                  node1:12",
     ]
 
 
@@ -130,11 +147,19 @@ def test_scripts_see_names_and_plain_values() -> None:
         "replica_id": "b",
         "state": "failed",
         "in_state_s": 12.34,
-        "beat_age_s": 12.4,
         "step": 1230,
-        "phase": "collective",
         "incarnation": "7.2",
-        "process": {"host": "node2", "boot_id": "boot", "pid": 5, "start_time": 99},
+        "group_world_size": 1,
+        "ranks": [
+            {
+                "group_rank": 0,
+                "suspect": False,
+                "beat_age_s": 12.4,
+                "step": 1230,
+                "phase": "collective",
+                "process": {"host": "node2", "boot_id": "boot", "pid": 5, "start_time": 99},
+            }
+        ],
         "waiting": False,
         "cause": cause,
     }

@@ -91,6 +91,7 @@ class Membership:
             group_run="",
             claim=None,
             topic=b"",
+            group_address="",
             epoch=0,
             min_replicas=identity.min_replicas,
             progress_timeout_s=identity.progress_timeout_s,

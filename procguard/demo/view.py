@@ -168,9 +168,9 @@ def _members_table(members: tuple[MemberView, ...]) -> Table:
             member.replica_id,
             Text(member.state.name.lower(), style),
             str(member.step),
-            member.phase.name.lower(),
+            "/".join([rank.phase.name.lower() for rank in member.ranks]),
             str(member.incarnation.number),
-            str(member.process.pid),
+            "/".join([str(rank.process.pid) for rank in member.ranks]),
             Text(str(member.cause) if member.cause else "", style),
         )
     return table

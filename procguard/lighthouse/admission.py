@@ -23,6 +23,8 @@ from procguard.messages import (
 
 JOBS_MAX = 1_000
 MEMBERS_MAX = 10_000
+RANKS_MAX = 1_024
+"""Of one replica group: what its request tells of them must fit into a frame."""
 
 
 class Admission(Enum):
@@ -32,6 +34,8 @@ class Admission(Enum):
     """A fresh incarnation."""
     GO_ON = auto()
     """The same process, the same incarnation."""
+    TAKE_SLOT = auto()
+    """A further rank of a member that is there already."""
     ADOPT = auto()
     """An incarnation that an earlier lighthouse gave, with the member as it says it is."""
     SUPERSEDE_AND_JOIN = auto()
@@ -55,7 +59,7 @@ def judge(hello: Hello, holder: Member | None, fallen: Notice | None, epoch: int
     if hello.claim is None:
         return _judge_newcomer(hello, live)
     claimed = hello.claim.incarnation
-    if live is not None and live.token == hello.token:
+    if live is not None and _is_in_its_slot(hello, live):
         return Admission.GO_ON if claimed == live.incarnation else Admission.REJOIN
     given_here = claimed.epoch >= epoch  # then we would know it, were it not over
     if given_here or (fallen is not None and claimed <= fallen.incarnation):
@@ -64,33 +68,66 @@ def judge(hello: Hello, holder: Member | None, fallen: Notice | None, epoch: int
         return Admission.ADOPT
     if claimed > live.incarnation:
         return Admission.SUPERSEDE_AND_ADOPT
-    awaited = not live.token
-    return Admission.ADOPT if awaited and claimed == live.incarnation else Admission.REJOIN
+    vacant = claimed == live.incarnation and hello.group_rank not in live.slots
+    if not vacant:
+        return Admission.REJOIN
+    return Admission.TAKE_SLOT if live.slots else Admission.ADOPT
 
 
 def _judge_newcomer(hello: Hello, live: Member | None) -> Admission:
     if live is None:
         return Admission.JOIN
-    if live.token == hello.token:
+    if _is_in_its_slot(hello, live):
         return Admission.GO_ON
+    gathering = bool(live.slots) and not live.asked  # a group that has trained was complete once
+    if gathering and live.group_run == hello.group_run and hello.group_rank not in live.slots:
+        return Admission.TAKE_SLOT
     return Admission.SUPERSEDE_AND_JOIN if live.state is MemberState.SUSPECT else Admission.ID_IN_USE
 
 
-def id_in_use(holder: Member) -> Rejected:
-    process = holder.process
-    text = f"replica_id {holder.replica_id!r} is in use by a living process"
-    return Rejected(Rejection.ID_IN_USE, text, process.host, process.pid)
+def _is_in_its_slot(hello: Hello, live: Member) -> bool:
+    slot = live.slots.get(hello.group_rank)
+    return slot is not None and slot.token == hello.token
+
+
+def refusal(verdict: Admission, hello: Hello, holder: Member | None) -> Rejected | None:
+    """What the newcomer is told when it may not come in as things are."""
+    if verdict is Admission.ID_IN_USE:
+        assert holder is not None
+        return id_in_use(hello, holder)
+    if verdict is Admission.TAKE_SLOT:
+        assert holder is not None
+        same = hello.group_world_size == holder.group_world_size
+        return None if same else other_size(hello, holder)
+    return None
+
+
+def id_in_use(hello: Hello, holder: Member) -> Rejected:
+    """Another process holds the name; of its ranks, the one that the newcomer says it is."""
+    slot = holder.slots.get(hello.group_rank) or next(iter(holder.slots.values()))
+    which = f"rank {slot.group_rank} of " if holder.group_world_size > 1 else ""
+    text = f"{which}replica_id {holder.replica_id!r} is in use by a living process"
+    return Rejected(Rejection.ID_IN_USE, text, slot.process.host, slot.process.pid)
+
+
+def other_size(hello: Hello, holder: Member) -> Rejected:
+    """The ranks of a group must agree on how many they are."""
+    return _rejected(
+        Rejection.UNSUPPORTED,
+        f"group_world_size {hello.group_world_size}, but other ranks of replica_id {holder.replica_id!r} say "
+        f"{holder.group_world_size}; give all the same WORLD_SIZE",
+    )
 
 
 def unsupported(hello: Hello) -> Rejected | None:
     """What a Hello may not ask for, whoever says it."""
     if "\0" in hello.job_id:
         return _rejected(Rejection.UNSUPPORTED, "job_id holds a NUL character")
-    if hello.group_world_size != 1 or hello.group_rank != 0:
+    if not hello.group_rank < hello.group_world_size <= RANKS_MAX:
         return _rejected(
             Rejection.UNSUPPORTED,
-            f"group_rank {hello.group_rank} of group_world_size {hello.group_world_size}: this lighthouse "
-            "serves replica groups of one rank",
+            f"group_rank {hello.group_rank} of group_world_size {hello.group_world_size}: a group has 1 to "
+            f"{RANKS_MAX} ranks, counted from 0",
         )
     return None
 

@@ -26,12 +26,13 @@ from procguard.lighthouse.events import (
     TopicLost,
 )
 from procguard.lighthouse.job import Job
-from procguard.lighthouse.members import Member, Trigger
+from procguard.lighthouse.members import Member, Slot, Trigger
 from procguard.lighthouse.quorum import Formed, Waiting, decide
 from procguard.lighthouse.roster import Options, Roster, Timer
 from procguard.messages import (
     KIND_OF,
     Ack,
+    AnswerWanted,
     Beacon,
     Cause,
     CauseKind,
@@ -41,6 +42,8 @@ from procguard.messages import (
     HelloWanted,
     Incarnation,
     Leave,
+    LookedUp,
+    Lookup,
     MemberState,
     Obituary,
     Phase,
@@ -80,6 +83,8 @@ class Core:
             Obituary: self._obituary,
             Resync: self._resync,
             SnapshotRequest: self._snapshot_request,
+            Lookup: self._lookup,
+            AnswerWanted: self._answer_wanted,
         }
 
     @property
@@ -129,55 +134,62 @@ class Core:
         receive(peer, message, now)
 
     def _heartbeat(self, peer: bytes, beat: Heartbeat, now: float) -> None:
-        member = self.roster.by_token.get(beat.token)
-        if member is None:
+        slot = self.roster.by_token.get(beat.token)
+        if slot is None:
             self.roster.send(peer, HelloWanted(self.roster.epoch))
             return
+        member = slot.member
         if member.incarnation != beat.incarnation or member.state > MemberState.SUSPECT:
-            self._rejoin(peer, member, beat.incarnation)
+            self._rejoin(peer, slot, beat.incarnation)
             return
-        member.beat_at = now
-        member.step = beat.step
-        member.listener_peer = peer
+        slot.beat_at = now
+        slot.step = beat.step
+        if slot.group_rank == 0:
+            member.step = beat.step
+        slot.listener_peer = peer
         if member.state is MemberState.SUSPECT:
-            self.roster.revive(member, Trigger.BEAT, now)
-        if beat.threaded is member.threaded:
-            self.roster.leases.renew(member, now)
+            self.roster.revive(slot, Trigger.BEAT, now)
+        if beat.threaded is slot.threaded:
+            self.roster.leases.renew(slot, now)
         else:
-            member.threaded = beat.threaded
-            self.roster.lease(member, now)
-        if beat.stopped is not member.stopped:
-            self._note_stopped(member, beat.stopped, now)
-        if beat.progress != member.progress or beat.phase is not member.phase:
-            self._note_progress(member, beat, now)
+            slot.threaded = beat.threaded
+            self.roster.lease(slot, now)
+        if beat.stopped is not slot.stopped:
+            self._note_stopped(slot, beat.stopped, now)
+        if beat.progress != slot.progress or beat.phase is not slot.phase:
+            self._note_progress(slot, beat, now)
 
-    def _note_stopped(self, member: Member, stopped: bool, now: float) -> None:
-        member.stopped = stopped
-        key = (Timer.STOPPED, member)
+    def _note_stopped(self, slot: Slot, stopped: bool, now: float) -> None:
+        slot.stopped = stopped
+        key = (Timer.STOPPED, slot)
         if stopped:
             self.roster.timers.arm(key, now, self._settings.heartbeat_timeout_s)
         else:
             self.roster.timers.disarm(key)
 
-    def _note_progress(self, member: Member, beat: Heartbeat, now: float) -> None:
-        member.progress = beat.progress
-        member.phase = beat.phase
-        key = (Timer.STALLED, member)
-        if beat.phase is Phase.COMPUTE and member.progress_timeout_s > 0:
-            self.roster.timers.arm(key, now, member.progress_timeout_s)
+    def _note_progress(self, slot: Slot, beat: Heartbeat, now: float) -> None:
+        slot.progress = beat.progress
+        slot.phase = beat.phase
+        key = (Timer.STALLED, slot)
+        if beat.phase is Phase.COMPUTE and slot.progress_timeout_s > 0:
+            self.roster.timers.arm(key, now, slot.progress_timeout_s)
         else:
             self.roster.timers.disarm(key)
 
     def _quorum_request(self, peer: bytes, request: QuorumRequest, now: float) -> None:
-        member = self.roster.by_token.get(request.token)
+        slot = self.roster.by_token.get(request.token)
         asks = request.participant
-        if member is None:
+        if slot is None:
             self.roster.send(peer, HelloWanted(self.roster.epoch))
             return
+        member = slot.member
         if not member.live or asks.incarnation != member.incarnation or asks.replica_id != member.replica_id:
-            self._rejoin(peer, member, asks.incarnation)
+            self._rejoin(peer, slot, asks.incarnation)
             return
-        member.trainer_peer = peer
+        if not member.complete or len(asks.ranks) != member.group_world_size:
+            self.roster.counters["quorum requests that do not speak for every rank"] += 1
+            return
+        member.asks_from = peer
         if asks.round == member.answered_round and member.answer is not None:
             self.roster.send(peer, QuorumFormed(self.roster.epoch, member.answer))
             return
@@ -192,25 +204,45 @@ class Core:
         self.roster.timers.arm((Timer.REQUEST, member), now, request.ttl_s)
         self.roster.undecided[member.job_id] = None
 
-    def _rejoin(self, peer: bytes, member: Member, claimed: Incarnation) -> None:
+    def _answer_wanted(self, peer: bytes, wanted: AnswerWanted, now: float) -> None:
+        slot = self.roster.by_token.get(wanted.token)
+        if slot is None or slot.member.answer is None or slot.member.incarnation != wanted.incarnation:
+            return
+        if slot.member.answered_round == wanted.round:
+            self.roster.send(peer, QuorumFormed(self.roster.epoch, slot.member.answer))
+
+    def _lookup(self, peer: bytes, lookup: Lookup, now: float) -> None:
+        slot = self.roster.by_token.get(lookup.token)
+        if slot is None:
+            self.roster.send(peer, HelloWanted(self.roster.epoch))
+            return
+        member = slot.member
+        if member.live:
+            self.roster.send(peer, LookedUp(member.incarnation, member.group_address))
+        else:
+            self._rejoin(peer, slot, member.incarnation)
+
+    def _rejoin(self, peer: bytes, slot: Slot, claimed: Incarnation) -> None:
+        member = slot.member
         job = self.roster.jobs[member.job_id]
-        self.roster.send_rejoin(peer, member.token, claimed, job, member.replica_id)
+        self.roster.send_rejoin(peer, slot.token, claimed, job, member.replica_id)
 
     def _leave(self, peer: bytes, leave: Leave, now: float) -> None:
-        member = self.roster.by_token.get(leave.token)
-        if member is None and leave.incarnation.epoch < self.epoch:  # of before a restart: who was that?
+        slot = self.roster.by_token.get(leave.token)
+        if slot is None and leave.incarnation.epoch < self.epoch:  # of before a restart: who was that?
             self.roster.send(peer, HelloWanted(self.epoch))
             return
-        if member is not None and member.live and member.incarnation == leave.incarnation:
-            member.step = leave.step
-            self.roster.end(member, Trigger.LEAVE, Cause(CauseKind.LEFT), now)
+        if slot is not None and slot.member.live and slot.member.incarnation == leave.incarnation:
+            slot.member.step = leave.step
+            self.roster.end_rank(slot, Trigger.LEAVE, Cause(CauseKind.LEFT), now)
         self._acknowledge(peer, Ack(KIND_OF[Leave], leave.token))
 
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
         left = obituary.cause.kind is CauseKind.LEFT
-        for member in self._named_by(obituary):
-            if member.live:
-                self.roster.end(member, Trigger.LEAVE if left else Trigger.OBITUARY, obituary.cause, now)
+        for slot in self._named_by(obituary):
+            if slot.member.live:
+                trigger = Trigger.LEAVE if left else Trigger.OBITUARY
+                self.roster.end_rank(slot, trigger, obituary.cause, now)
         if obituary.token:
             self.roster.bury(obituary.token, obituary.cause)
         self._acknowledge(peer, Ack(KIND_OF[Obituary], obituary.token))
@@ -219,23 +251,24 @@ class Core:
         """Once it is published: those who live hear of it first."""
         self._acks.append(Send((peer,), ack))
 
-    def _named_by(self, obituary: Obituary) -> list[Member]:
+    def _named_by(self, obituary: Obituary) -> list[Slot]:
         """By token, or else by process: after an exec, the same process may be another member."""
         if obituary.token:
-            member = self.roster.by_token.get(obituary.token)
-            return [member] if member else []
+            slot = self.roster.by_token.get(obituary.token)
+            return [slot] if slot else []
         job = self.roster.jobs.get(obituary.job_id)
         dead = obituary.process
         if job is None or not dead.boot_id or not dead.start_time:
             return []
-        return [m for m in job.members.values() if m.process[1:] == dead[1:]]
+        slots = [slot for member in job.members.values() for slot in member.slots.values()]
+        return [slot for slot in slots if slot.process[1:] == dead[1:]]
 
     def _resync(self, peer: bytes, resync: Resync, now: float) -> None:
-        member = self.roster.by_token.get(resync.token)
-        if member is None:
+        slot = self.roster.by_token.get(resync.token)
+        if slot is None:
             self.roster.send(peer, HelloWanted(self.roster.epoch))
             return
-        notices = self.roster.jobs[member.job_id].notices
+        notices = self.roster.jobs[slot.member.job_id].notices
         self.roster.send(
             peer, notices.since(resync.seq, self.roster.epoch, resync.epoch == self.roster.epoch)
         )
@@ -260,8 +293,9 @@ class Core:
                 self.roster.timers.arm((Timer.BEACON, None), now, BEACON_INTERVAL_S)
             else:
                 self._timer_over(timer, subject, now)
-        for member in self.roster.leases.due(now):
-            self._lease_over(member, now)
+        for slot in self.roster.leases.due(now):
+            cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=f"none for {now - slot.beat_at:.3f} s")
+            self.roster.end_rank(slot, Trigger.LEASE_OVER, cause, now)
         for job_id in tuple(self.roster.undecided):
             del self.roster.undecided[job_id]
             job = self.roster.jobs[job_id]
@@ -286,19 +320,15 @@ class Core:
             subject.request = None
             subject.idle_since = now
             self.roster.undecided[subject.job_id] = None
-        elif timer is Timer.GRACE:
-            self.roster.end(subject, Trigger.GRACE_OVER, Cause(CauseKind.CONNECTION_LOST), now)
         elif timer is Timer.RETURN:
             self.roster.end(subject, Trigger.NOT_RETURNED, Cause(CauseKind.LOST_IN_RESTART), now)
+        elif timer is Timer.GRACE:
+            self.roster.end_rank(subject, Trigger.GRACE_OVER, Cause(CauseKind.CONNECTION_LOST), now)
         elif timer is Timer.STOPPED:
-            self.roster.end(subject, Trigger.STOPPED, Cause(CauseKind.STOPPED), now)
+            self.roster.end_rank(subject, Trigger.STOPPED, Cause(CauseKind.STOPPED), now)
         elif timer is Timer.STALLED:
             text = f"none for {subject.progress_timeout_s:g} s in {subject.phase.name.lower()}"
-            self.roster.end(subject, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
-
-    def _lease_over(self, member: Member, now: float) -> None:
-        cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=f"none for {now - member.beat_at:.3f} s")
-        self.roster.end(member, Trigger.LEASE_OVER, cause, now)
+            self.roster.end_rank(subject, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
 
     def _beacon(self, now: float) -> None:
         """Tell listeners what they should have heard, and waiters why they wait."""
@@ -308,7 +338,7 @@ class Core:
                 del self.roster.jobs[job.job_id]
                 continue
             self.roster.effects.append(Publish(job.job_id, Beacon(self.roster.epoch, job.notices.seq)))
-            waiters = tuple([m.trainer_peer for m in job.live() if m.request])
+            waiters = tuple([m.asks_from for m in job.live() if m.request])
             if waiters:
                 self._decide(job, now)
                 if job.waiting:
@@ -352,8 +382,7 @@ class Core:
         job.called_off = True
         absent = [m for m in members if not m.request]
         for member in absent:
-            over = Excluded(member.token, QuorumId(self.roster.epoch, 0))
-            self.roster.send(member.listener_peer, over)
+            self._exclude(member, QuorumId(self.roster.epoch, 0))
         names = ", ".join(m.replica_id for m in absent)
         text = f"Quorum {job.previous.quorum_id}, of before the restart, is called off: {names} did not ask"
         self.roster.effects.append(Log(logging.INFO, text, job.job_id))
@@ -371,17 +400,20 @@ class Core:
         peers = []
         for replica_id, _ in members:
             member = job.members[replica_id]
-            peers.append(member.trainer_peer)
+            peers.append(member.asks_from)
             self._answer(member, quorum, now)
         self.roster.effects.append(Send(tuple(peers), QuorumFormed(self.roster.epoch, quorum)))
         for replica_id in formed.excluded:
-            member = job.members[replica_id]
-            self.roster.send(member.listener_peer, Excluded(member.token, known.quorum_id))
+            self._exclude(job.members[replica_id], known.quorum_id)
         if grown:
             names = ", ".join(p.replica_id for p in formed.participants)
             text = f"Quorum {known.quorum_id} of job {job.job_id}: {len(members)} replicas ({names})"
             self.roster.effects.append(Log(logging.INFO, text, job.job_id))
         job.previous = known
+
+    def _exclude(self, member: Member, quorum_id: QuorumId) -> None:
+        for slot in member.slots.values():
+            self.roster.send(slot.listener_peer, Excluded(slot.token, quorum_id))
 
     def _answer(self, member: Member, quorum: Quorum, now: float) -> None:
         assert member.request is not None

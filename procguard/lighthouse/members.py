@@ -2,6 +2,9 @@
 
 The table is the whole truth: what is not in it is a bug of ours and asserts; what a peer can cause is in it.
 Which event a message amounts to (whose token, which incarnation) is judged in ``core``.
+
+A member is a replica group and lives as one: it is suspect while any of its ranks is, and the end of one rank
+is the end of all. What belongs to a process rather than to the group is its slot's.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from procguard.messages import (
     MemberState,
     Participant,
     Phase,
-    Process,
     Quorum,
 )
 
@@ -62,6 +64,55 @@ TRANSITIONS: dict[tuple[MemberState, Trigger], MemberState] = {
 }
 
 
+class Slot:
+    """One rank of a member: a process with the two connections that speak for it. Compared by identity."""
+
+    __slots__ = (
+        "beat_at",
+        "group_rank",
+        "listener_peer",
+        "member",
+        "phase",
+        "process",
+        "progress",
+        "progress_timeout_s",
+        "step",
+        "stopped",
+        "suspect",
+        "threaded",
+        "token",
+        "topic",
+        "trainer_peer",
+    )
+
+    def __init__(self, member: Member, hello: Hello, now: float) -> None:
+        self.member = member
+        self.group_rank = hello.group_rank
+        self.token = hello.token
+        self.process = hello.process
+        self.progress_timeout_s = hello.progress_timeout_s
+        self.trainer_peer = b""
+        self.listener_peer = b""
+        self.topic = b""
+        self.suspect = False
+        self.threaded = True
+        self.stopped = False
+        self.phase = Phase.STARTING
+        self.progress = 0
+        self.step = 0
+        self.beat_at = now
+
+    def introduce(self, hello: Hello, peer: bytes) -> None:
+        """Take over who this is and where it can be reached."""
+        self.process = hello.process
+        self.progress_timeout_s = hello.progress_timeout_s
+        if hello.topic:
+            self.listener_peer = peer
+            self.topic = hello.topic
+        else:
+            self.trainer_peer = peer
+
+
 class Member:
     """One incarnation of a replica group. Mutable, owned by the core; compared by identity."""
 
@@ -69,27 +120,21 @@ class Member:
         "answer",
         "answered_round",
         "asked",
-        "beat_at",
+        "asks_from",
         "cause",
+        "group_address",
+        "group_run",
+        "group_world_size",
         "idle_since",
         "incarnation",
         "job_id",
-        "listener_peer",
         "longest_step_s",
-        "phase",
-        "process",
-        "progress",
-        "progress_timeout_s",
         "replica_id",
         "request",
         "since",
+        "slots",
         "state",
         "step",
-        "stopped",
-        "threaded",
-        "token",
-        "topic",
-        "trainer_peer",
     )
 
     def __init__(
@@ -105,21 +150,17 @@ class Member:
         self.incarnation = incarnation
         self.state = state
         self.since = now
-        self.beat_at = now
-        self.token = b""
-        """Empty for one that a claimed quorum names and that has not come back itself."""
-        self.process = Process("", "", 0, 0)
-        self.progress_timeout_s = 0.0
-        self.trainer_peer = b""
-        self.listener_peer = b""
-        self.topic = b""
-        self.threaded = True
-        self.stopped = False
-        self.phase = Phase.STARTING
-        self.progress = 0
+        self.slots: dict[int, Slot] = {}
+        """By group rank. Empty for one that a claimed quorum names and that has not come back itself."""
+        self.group_run = ""
+        self.group_world_size = 1
+        self.group_address = ""
+        """Where rank 0 serves its group; empty where it has not said so."""
         self.step = 0
         self.cause: Cause | None = None
         self.request: Participant | None = None
+        self.asks_from = b""
+        """The connection that asked for the quorum, and is answered."""
         self.asked = False
         self.idle_since = now
         """Since when it has not been waiting for a quorum, while it is not."""
@@ -133,6 +174,11 @@ class Member:
         """Alive or suspect: not yet over."""
         return self.state <= _SUSPECT
 
+    @property
+    def complete(self) -> bool:
+        """All its ranks are there."""
+        return len(self.slots) == self.group_world_size
+
     def apply(self, trigger: Trigger, now: float) -> None:
         """Move along the table."""
         state = TRANSITIONS.get((self.state, trigger))
@@ -140,17 +186,6 @@ class Member:
         if state is not self.state:
             self.state = state
             self.since = now
-
-    def introduce(self, hello: Hello, peer: bytes) -> None:
-        """Take over who this is and where it can be reached."""
-        self.token = hello.token
-        self.process = hello.process
-        self.progress_timeout_s = hello.progress_timeout_s
-        if hello.topic:
-            self.listener_peer = peer
-            self.topic = hello.topic
-        else:
-            self.trainer_peer = peer
 
     def overdue(self, now: float, join_timeout_s: float) -> bool:
         """Has not asked for so long that a majority need not wait for it."""

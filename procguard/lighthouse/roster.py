@@ -17,7 +17,7 @@ from procguard.lighthouse.admission import Admission
 from procguard.lighthouse.deadlines import Deadlines
 from procguard.lighthouse.events import Effect, Log, PersistEpoch, Send
 from procguard.lighthouse.job import Job
-from procguard.lighthouse.members import Member, Trigger
+from procguard.lighthouse.members import Member, Slot, Trigger
 from procguard.messages import (
     EPOCH_MAX,
     QUORUM_NUMBER_BITS,
@@ -43,6 +43,7 @@ BURIED_MAX = 1_000
 TOPICS_MAX = 20_000
 EPOCHS_RESERVED = 1 << 32
 """No member's claim raises the epoch so far that these could not follow."""
+TEXT_MAX = 4096
 NUMBER_MAX = (1 << QUORUM_NUMBER_BITS) - 1
 
 
@@ -70,26 +71,27 @@ class Timer(Enum):
     BEACON = auto()
 
 
-_MEMBER_TIMERS = (Timer.GRACE, Timer.RETURN, Timer.STOPPED, Timer.STALLED, Timer.REQUEST)
+_MEMBER_TIMERS = (Timer.RETURN, Timer.REQUEST)
+_SLOT_TIMERS = (Timer.GRACE, Timer.STOPPED, Timer.STALLED)
 
 
 class Roster:
-    """Members of all jobs, by name, by token and by topic."""
+    """Members of all jobs by name, their ranks by token and by topic."""
 
     def __init__(self, options: Options, epoch: int) -> None:
         assert 0 < epoch <= EPOCH_MAX
         self.options = options
         self.epoch = epoch
         self.jobs: dict[str, Job] = {}
-        self.by_token: dict[bytes, Member] = {}
-        self.leases: Deadlines[Member] = Deadlines()
+        self.by_token: dict[bytes, Slot] = {}
+        self.leases: Deadlines[Slot] = Deadlines()
         self.timers: Deadlines[tuple[Timer, Any]] = Deadlines()
         self.undecided: dict[str, None] = {}
         """Jobs about which something was learned, in that order: their notices and quorum are due."""
         self.effects: list[Effect] = []
         self.counters: Tally[str] = Tally()
         self._numbers = 0
-        self._by_topic: dict[bytes, Member] = {}
+        self._by_topic: dict[bytes, Slot] = {}
         self._held: dict[bytes, None] = {}
         """Topics that somebody subscribes to."""
         self._welcomes: dict[bytes, bytes] = {}
@@ -103,7 +105,7 @@ class Roster:
         if hello.token in self._buried:
             refusal = admission.buried(self._buried[hello.token])
         known = self.by_token.get(hello.token)
-        if known is not None and (known.job_id, known.replica_id) != (hello.job_id, hello.replica_id):
+        if known is not None and _names(known) != (hello.job_id, hello.replica_id, hello.group_rank):
             self.counters["hellos of a token under a second name"] += 1
             return
         job = self.jobs.get(hello.job_id)
@@ -137,9 +139,9 @@ class Roster:
     def _admit(self, peer: bytes, hello: Hello, job: Job, now: float) -> None:
         holder = job.members.get(hello.replica_id)
         verdict = admission.judge(hello, holder, job.notices.fallen(hello.replica_id), self.epoch)
-        if verdict is Admission.ID_IN_USE:
-            assert holder is not None
-            self.send(peer, admission.id_in_use(holder))
+        refusal = admission.refusal(verdict, hello, holder)
+        if refusal:
+            self.send(peer, refusal)
             return
         if verdict is Admission.REJOIN:
             assert hello.claim is not None
@@ -148,16 +150,17 @@ class Roster:
         if verdict in (Admission.SUPERSEDE_AND_JOIN, Admission.SUPERSEDE_AND_ADOPT):
             assert holder is not None
             self.end(holder, Trigger.SUPERSEDED, Cause(CauseKind.SUPERSEDED), now)
-        if verdict is Admission.GO_ON:
+        if verdict in (Admission.GO_ON, Admission.TAKE_SLOT):
             assert holder is not None
             member = holder
-            self.revive(member, Trigger.HELLO, now)
         else:
             member = self._new_member(job, hello, verdict, now)
+        slot = self._slot(member, hello, now)
+        self._introduce(slot, hello, peer)
+        self.revive(slot, Trigger.HELLO, now)
         if hello.min_replicas:
             job.min_replicas = self._min_replicas(hello)
-        self._introduce(member, hello, peer)
-        self.lease(member, now)
+        self.lease(slot, now)
         if hello.claim and hello.claim.quorum:
             self._consider_claim(job, hello.claim.quorum, member, now)
         self.undecided[job.job_id] = None
@@ -171,23 +174,43 @@ class Roster:
         else:
             incarnation = Incarnation(*self.unique())
         self._forget(job.members.get(hello.replica_id))
-        member = Member(job.job_id, hello.replica_id, incarnation, MemberState.ALIVE, now)
+        awaited = adopt and hello.group_world_size > 1  # its other ranks must come back too
+        state = MemberState.SUSPECT if awaited else MemberState.ALIVE
+        member = Member(job.job_id, hello.replica_id, incarnation, state, now)
+        member.group_run, member.group_world_size = hello.group_run, hello.group_world_size
         job.members[hello.replica_id] = member
-        verb = "came back as" if adopt else "joined as"
-        self._log(logging.INFO, f"Replica {member.replica_id} {verb} incarnation {incarnation}", member)
         return member
 
-    def _introduce(self, member: Member, hello: Hello, peer: bytes) -> None:
-        """Note who speaks for the member; a new listener takes the place of the one before."""
-        if hello.topic:
-            self._drop_topic(member)
-            self._by_topic[hello.topic] = member
-        member.introduce(hello, peer)
-        self.by_token[hello.token] = member
+    def _slot(self, member: Member, hello: Hello, now: float) -> Slot:
+        """Of the one who says Hello. The member is whole, and said to be there, once all its ranks are."""
+        slot = member.slots.get(hello.group_rank)
+        if slot is not None:
+            return slot
+        slot = member.slots[hello.group_rank] = Slot(member, hello, now)
+        self.by_token[hello.token] = slot
+        adopted = hello.claim is not None
+        if member.complete:
+            self.timers.disarm((Timer.RETURN, member))
+            verb = "came back as" if adopted else "joined as"
+            size = f", {member.group_world_size} ranks" if member.group_world_size > 1 else ""
+            text = f"Replica {member.replica_id} {verb} incarnation {member.incarnation}{size}"
+            self._log(logging.INFO, text, member)
+        elif adopted and (Timer.RETURN, member) not in self.timers:
+            self.timers.arm((Timer.RETURN, member), now, self.return_s)
+        return slot
 
-    def _drop_topic(self, member: Member) -> None:
-        if self._by_topic.get(member.topic) is member:
-            del self._by_topic[member.topic]
+    def _introduce(self, slot: Slot, hello: Hello, peer: bytes) -> None:
+        """Note who speaks for the rank; a new listener takes the place of the one before."""
+        if hello.topic:
+            self._drop_topic(slot)
+            self._by_topic[hello.topic] = slot
+        if hello.group_address:
+            slot.member.group_address = hello.group_address
+        slot.introduce(hello, peer)
+
+    def _drop_topic(self, slot: Slot) -> None:
+        if self._by_topic.get(slot.topic) is slot:
+            del self._by_topic[slot.topic]
 
     def _consider_claim(self, job: Job, quorum: QuorumClaim, claimant: Member, now: float) -> None:
         """Learn the previous quorum, which this lighthouse has forgotten, from one that was in it."""
@@ -243,22 +266,33 @@ class Roster:
         self._held[topic] = None
         _bound(self._held, TOPICS_MAX)
         peer = self._welcomes.pop(topic, None)
-        member = self._by_topic.get(topic)
-        if peer and member is not None and member.live:
-            self.send(peer, self._welcome_to(member))
+        slot = self._by_topic.get(topic)
+        if peer and slot is not None and slot.member.live:
+            self.send(peer, self._welcome_to(slot.member))
 
     def topic_lost(self, topic: bytes, now: float) -> None:
         self._held.pop(topic, None)
-        member = self._by_topic.get(topic)
-        if member is None or not member.live:
+        slot = self._by_topic.get(topic)
+        if slot is None or not slot.member.live:
             return
-        if member.state is MemberState.ALIVE:
-            self.timers.arm((Timer.GRACE, member), now, self.options.settings.disconnect_grace_s)
-        member.apply(Trigger.CONNECTION_LOST, now)
-        self.undecided[member.job_id] = None
+        if not slot.suspect:
+            slot.suspect = True
+            self.timers.arm((Timer.GRACE, slot), now, self.options.settings.disconnect_grace_s)
+        slot.member.apply(Trigger.CONNECTION_LOST, now)
+        self.undecided[slot.member.job_id] = None
 
-    def end(self, member: Member, trigger: Trigger, cause: Cause, now: float) -> None:
-        """A life is over: say so once, to all who may be waiting for it."""
+    def end_rank(self, slot: Slot, trigger: Trigger, cause: Cause, now: float) -> None:
+        """The end of one rank is the end of its group."""
+        member = slot.member
+        if member.group_world_size > 1:
+            text = f"rank {slot.group_rank}" + (f": {cause.text}" if cause.text else "")
+            cause = cause._replace(text=text[:TEXT_MAX])
+        self.end(member, trigger, cause, now, slot)
+
+    def end(
+        self, member: Member, trigger: Trigger, cause: Cause, now: float, slot: Slot | None = None
+    ) -> None:
+        """A life is over: say so once, to all who may be waiting for it. ``slot``: of the rank that ended."""
         member.apply(trigger, now)
         member.cause = cause
         member.request = None
@@ -267,34 +301,43 @@ class Roster:
         self.jobs[member.job_id].notices.add(notice)
         self.undecided[member.job_id] = None
         self.counters["members that left" if notice.left else "members that failed"] += 1
-        self._log_end(member, cause)
+        self._log_end(member, cause, slot or next(iter(member.slots.values()), None))
 
     def _quieten(self, member: Member) -> None:
-        self.leases.disarm(member)
         for timer in _MEMBER_TIMERS:
             self.timers.disarm((timer, member))
+        for slot in member.slots.values():
+            self.leases.disarm(slot)
+            for timer in _SLOT_TIMERS:
+                self.timers.disarm((timer, slot))
 
-    def _log_end(self, member: Member, cause: Cause) -> None:
+    def _log_end(self, member: Member, cause: Cause, slot: Slot | None) -> None:
         name = f"Replica {member.replica_id}"
         if cause.kind is CauseKind.LEFT:
             self._log(logging.INFO, f"{name} left at step {member.step}, telling the others", member)
             return
         verb = "timed out" if cause.kind is CauseKind.HEARTBEAT_TIMEOUT else "failed"
-        process = member.process
-        where = f" (pid {process.pid} on {process.host}, step {member.step})" if member.token else ""
+        where = ""
+        if slot is not None:
+            where = f" (pid {slot.process.pid} on {slot.process.host}, step {member.step})"
         self._log(logging.WARNING, f"{name} {verb}: {cause}{where}, sending failure notification", member)
 
-    def revive(self, member: Member, trigger: Trigger, now: float) -> None:
+    def revive(self, slot: Slot, trigger: Trigger, now: float) -> None:
+        """A rank is heard; its member is no suspect any more once none of its ranks is, or is awaited."""
+        member = slot.member
+        if slot.suspect:
+            slot.suspect = False
+            self.timers.disarm((Timer.GRACE, slot))
+        if any(other.suspect for other in member.slots.values()) or (Timer.RETURN, member) in self.timers:
+            return
         if member.state is MemberState.SUSPECT:
-            self.timers.disarm((Timer.GRACE, member))
             self.undecided[member.job_id] = None
         member.apply(trigger, now)
 
-    def lease(self, member: Member, now: float) -> None:
+    def lease(self, slot: Slot, now: float) -> None:
         settings = self.options.settings
-        threaded = member.threaded
-        length = settings.thread_heartbeat_timeout_s if threaded else settings.heartbeat_timeout_s
-        self.leases.arm(member, now, length)
+        length = settings.thread_heartbeat_timeout_s if slot.threaded else settings.heartbeat_timeout_s
+        self.leases.arm(slot, now, length)
 
     def _see_epoch(self, hello: Hello) -> None:
         """A lighthouse of a later epoch has been at work: whatever it gave, we must not give again."""
@@ -321,9 +364,10 @@ class Roster:
         if member is None:
             return
         self._quieten(member)
-        if self.by_token.get(member.token) is member:
-            del self.by_token[member.token]
-        self._drop_topic(member)
+        for slot in member.slots.values():
+            if self.by_token.get(slot.token) is slot:
+                del self.by_token[slot.token]
+            self._drop_topic(slot)
 
     def forget_long_dead(self, job: Job, now: float) -> None:
         dead = [m for m in job.members.values() if not m.live]
@@ -355,6 +399,10 @@ class Roster:
         """Remember that the process with this token is dead, whoever it says it is later."""
         self._buried[token] = cause
         _bound(self._buried, BURIED_MAX)
+
+
+def _names(slot: Slot) -> tuple[str, str, int]:
+    return slot.member.job_id, slot.member.replica_id, slot.group_rank
 
 
 def _bound(table: dict[bytes, Any], count_max: int) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from procguard.lighthouse.job import Job
-from procguard.lighthouse.members import Member
+from procguard.lighthouse.members import Member, Slot
 from procguard.messages import (
     Counter,
     JobView,
     MemberView,
     NoticeView,
     QuorumView,
+    RankView,
     Settings,
     Snapshot,
 )
@@ -63,11 +64,15 @@ def _member(member: Member, now: float) -> MemberView:
         member.replica_id,
         member.state,
         now - member.since,
-        now - member.beat_at,
         member.step,
-        member.phase,
         member.incarnation,
-        member.process,
+        member.group_world_size,
+        tuple([_rank(slot, now) for _, slot in sorted(member.slots.items())]),
         member.request is not None,
         member.cause,
     )
+
+
+def _rank(slot: Slot, now: float) -> RankView:
+    age_s = now - slot.beat_at
+    return RankView(slot.group_rank, slot.suspect, age_s, slot.step, slot.phase, slot.process)

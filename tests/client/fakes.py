@@ -56,7 +56,7 @@ def life(number: int, epoch: int = EPOCH) -> Incarnation:
 
 def hello(replica_id: str = "a", **fields: Any) -> Hello:
     process = Process("host", "boot", 100, 5_000)
-    plain = Hello(JOB, replica_id, TOKEN, process, 0, 1, "", None, b"", 0, 1, 0.0)
+    plain = Hello(JOB, replica_id, TOKEN, process, 0, 1, "", None, b"", "", 0, 1, 0.0)
     return plain._replace(**fields)
 
 

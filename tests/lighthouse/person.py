@@ -29,9 +29,13 @@ class Person:
     """One trainer process with its listener, as the lighthouse sees them."""
 
     def __init__(self, name: str, number: int) -> None:
-        job_id, _, replica_id = name.rpartition(":")
+        job_id, _, replica = name.rpartition(":")
         self.job_id = job_id or JOB
-        self.replica_id = replica_id
+        self.replica_id, _, rank = replica.partition("/")
+        self.group_rank = int(rank or 0)
+        self.group_world_size = 1
+        self.group_run = ""
+        self.group_address = ""
         self.token = f"token {number:010d}".encode()
         self.process = Process("host", "boot", 100 + number, 5_000 + number)
         self.trainer = f"trainer {number}".encode()
@@ -60,11 +64,12 @@ class Person:
             self.replica_id,
             self.token,
             self.process,
-            0,
-            1,
-            "",
+            self.group_rank,
+            self.group_world_size,
+            self.group_run,
             Claim(self.incarnation, self.claimed) if claim and self.incarnation else None,
             self.topic if topic else b"",
+            self.group_address if topic else "",
             self.epoch,
             self.min_replicas,
             self.progress_timeout_s,
@@ -101,11 +106,16 @@ def participant(person: Person, **asks: Any) -> Participant:
         round=person.round,
         step=person.step,
         committed_in=0,
-        world_size=1,
+        world_size=person.group_world_size,
         address=f"http://{person.replica_id}",
         shrink_only=False,
         commit_failures=0,
         data=b"",
-        ranks=(Rank(f"handle of {person.replica_id}", f"password of {person.replica_id}"),),
+        ranks=tuple(
+            [
+                Rank(f"handle of {person.replica_id}", f"password of {person.replica_id}")
+                for _ in range(person.group_world_size)
+            ]
+        ),
     )
     return plain._replace(**asks)

@@ -11,9 +11,9 @@ is the plot::
     story.expect_notice("b", CauseKind.PROCESS_EXIT)
 
 While time advances, everyone beats who has not been silenced, and comes back by itself to a lighthouse
-that has forgotten it. A name is a replica id, ``"other:a"`` one of another job; where a name has had several
-processes it means the last that was let in. Each verb is one batch of the lighthouse's inbox, unless it is
-said within ``with story.one_batch():``.
+that has forgotten it. A name is a replica id, ``"other:a"`` one of another job, ``"a/1"`` a further rank
+of a group; where a name has had several processes it means the last that was let in. Each verb is one
+batch of the lighthouse's inbox, unless it is said within ``with story.one_batch():``.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ class Story:
         assert self.expect(who, QuorumWaiting)[:3] == (reason, have, need)
 
     def expect_notice(self, name: str, kind: CauseKind) -> Notice:
-        replica_id = name.rpartition(":")[2]
+        replica_id = name.rpartition(":")[2].partition("/")[0]
         for notice in self.notices:
             if notice.replica_id == replica_id:
                 assert notice.cause.kind is kind, notice
@@ -328,7 +328,8 @@ class Story:
         return view
 
     def member(self, name: str) -> MemberView:
-        job_id, _, replica_id = name.rpartition(":")
+        job_id, _, replica = name.rpartition(":")
+        replica_id = replica.partition("/")[0]
         (view,) = [m for m in self.job(job_id or JOB).members if m.replica_id == replica_id]
         return view
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from procguard.lighthouse import admission
 from procguard.lighthouse.admission import Admission, judge
-from procguard.lighthouse.members import Member
+from procguard.lighthouse.members import Member, Slot
 from procguard.messages import (
     Cause,
     CauseKind,
@@ -41,6 +43,7 @@ def hello(claim: Incarnation | None = None, **traits: object) -> Hello:
         group_run="",
         claim=Claim(claim, None) if claim else None,
         topic=b"",
+        group_address="",
         epoch=0,
         min_replicas=1,
         progress_timeout_s=0.0,
@@ -48,11 +51,19 @@ def hello(claim: Incarnation | None = None, **traits: object) -> Hello:
     return plain._replace(**traits)
 
 
-def holder(state: MemberState, token: bytes, incarnation: Incarnation) -> Member:
+def group(state: MemberState, tokens: Sequence[bytes], incarnation: Incarnation) -> Member:
+    """A group of as many ranks as ``tokens``; an empty token: that one is not there."""
     member = Member("train", "a", incarnation, state, now=0.0)
-    member.token = token
-    member.process = Process("node7", "boot", 4711, 2)
+    member.group_world_size = len(tokens)
+    for rank, token in enumerate(tokens):
+        if token:
+            process = Process("node7", "boot", 4711 + rank, 2)
+            member.slots[rank] = Slot(member, hello(token=token, group_rank=rank, process=process), now=0.0)
     return member
+
+
+def holder(state: MemberState, token: bytes, incarnation: Incarnation) -> Member:
+    return group(state, [token], incarnation)
 
 
 def fallen(incarnation: Incarnation, cause: Cause = STOPPED) -> Notice:
@@ -130,8 +141,54 @@ def test_a_claim_is_never_reborn(
     assert verdict not in (Admission.JOIN, Admission.SUPERSEDE_AND_JOIN)
 
 
+FURTHER_RANKS = [
+    # Nobody trains yet: the ranks of one run gather in one incarnation.
+    (None, group(ALIVE, [OTHER, NOBODY], OURS), False, Admission.TAKE_SLOT),
+    (None, group(SUSPECT, [OTHER, NOBODY], OURS), False, Admission.TAKE_SLOT),
+    (None, group(ALIVE, [OTHER, MINE], OURS), False, Admission.GO_ON),
+    (None, group(ALIVE, [OTHER, OTHER], OURS), False, Admission.ID_IN_USE),
+    (None, group(SUSPECT, [OTHER, OTHER], OURS), False, Admission.SUPERSEDE_AND_JOIN),
+    # A group that has trained was complete: who is missing there is awaited, and no stranger takes its place.
+    (None, group(SUSPECT, [OTHER, NOBODY], OLD), True, Admission.SUPERSEDE_AND_JOIN),
+    # After a restart of the lighthouse each rank comes back to the place that it claims.
+    (OLD, group(SUSPECT, [OTHER, NOBODY], OLD), True, Admission.TAKE_SLOT),
+    (OLD, group(SUSPECT, [OTHER, OTHER], OLD), True, Admission.REJOIN),
+    (OLD, group(SUSPECT, [NOBODY, NOBODY], OLD), True, Admission.ADOPT),
+    (OURS, group(ALIVE, [OTHER, NOBODY], OURS), False, Admission.REJOIN),
+]
+
+
+@pytest.mark.parametrize(("claimed", "known", "asked", "verdict"), FURTHER_RANKS)
+def test_a_further_rank(
+    claimed: Incarnation | None, known: Member | None, asked: bool, verdict: Admission
+) -> None:
+    if known is not None:
+        known.asked = asked
+    assert judge(hello(claimed, group_rank=1, group_world_size=2), known, None, EPOCH) is verdict
+
+
+def test_a_rank_of_another_run_is_of_no_group_that_lives() -> None:
+    known = group(ALIVE, [OTHER, NOBODY], OURS)
+    stranger = hello(group_rank=1, group_world_size=2, group_run="restarted")
+    assert judge(stranger, known, None, EPOCH) is Admission.ID_IN_USE
+    refusal = admission.refusal(Admission.ID_IN_USE, stranger, known)
+    assert refusal is not None
+    assert (refusal.reason, refusal.pid) == (Rejection.ID_IN_USE, 4711)
+    assert "rank 0 of replica_id 'a'" in refusal.text
+
+
+def test_ranks_must_agree_on_their_number() -> None:
+    known = group(ALIVE, [OTHER, NOBODY], OURS)
+    refusal = admission.refusal(Admission.TAKE_SLOT, hello(group_rank=1, group_world_size=4), known)
+    assert refusal is not None
+    assert refusal.reason is Rejection.UNSUPPORTED
+    assert "group_world_size 4" in refusal.text
+    assert "say 2" in refusal.text
+    assert admission.refusal(Admission.TAKE_SLOT, hello(group_rank=1, group_world_size=2), known) is None
+
+
 def test_the_holder_of_an_id_in_use_is_named() -> None:
-    refusal = admission.id_in_use(holder(ALIVE, OTHER, OURS))
+    refusal = admission.id_in_use(hello(), holder(ALIVE, OTHER, OURS))
     assert (refusal.reason, refusal.host, refusal.pid) == (Rejection.ID_IN_USE, "node7", 4711)
     assert "'a'" in refusal.text
 
@@ -140,7 +197,7 @@ def test_the_holder_of_an_id_in_use_is_named() -> None:
     ("traits", "word"),
     [
         ({"job_id": "tr\0ain"}, "job_id"),
-        ({"group_world_size": 2}, "group_world_size 2"),
+        ({"group_world_size": 1025}, "group_world_size 1025"),
         ({"group_rank": 1}, "group_rank 1"),
         ({"group_world_size": 0}, "group_world_size 0"),
     ],

@@ -83,7 +83,7 @@ class TestHello:
         assert story.member("a").incarnation == a.incarnation
         story.kill("a")
         story.rejoin(intruder)
-        assert story.member("a").process == intruder.process
+        assert story.member("a").ranks[0].process == intruder.process
 
     def test_a_newcomer_supersedes_a_suspect(self) -> None:
         story = Story()
@@ -108,7 +108,7 @@ class TestHello:
     def test_what_is_not_supported_is_refused(self) -> None:
         story = Story()
         a = story.new_person("a")
-        story.say(a.trainer, a.hello()._replace(group_world_size=4))
+        story.say(a.trainer, a.hello()._replace(group_world_size=0))
         assert story.expect(a, Rejected).reason is Rejection.UNSUPPORTED
         assert story.core.snapshot("", 0.0).jobs == ()
 
@@ -320,7 +320,7 @@ class TestLease:
         story.now += 30.0
         story.beat("a")
         assert story.state("a") is ALIVE
-        assert story.member("a").beat_age_s == 0.0
+        assert story.member("a").ranks[0].beat_age_s == 0.0
         assert a.incarnation == story.member("a").incarnation
 
     def test_our_own_stall_kills_nobody(self) -> None:

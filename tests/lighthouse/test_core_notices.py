@@ -173,12 +173,13 @@ class TestSnapshot:
         assert job.quorum.replica_ids == ("a", "b", "c")
         assert job.quorum.age_s == pytest.approx(2.05)
         a, b, c = job.members
-        assert (a.replica_id, a.state, a.phase, a.waiting) == ("a", MemberState.ALIVE, Phase.HEAL, True)
+        assert (a.replica_id, a.state, a.waiting) == ("a", MemberState.ALIVE, True)
+        assert a.ranks[0].phase is Phase.HEAL
         assert (b.waiting, b.step, b.incarnation) == (False, 4, story.person("b").incarnation)
-        assert b.beat_age_s == pytest.approx(0.05)
+        assert b.ranks[0].beat_age_s == pytest.approx(0.05)
         assert (c.state, c.cause) == (MemberState.FAILED, Cause(CauseKind.PROCESS_EXIT, signal=9))
         assert c.in_state_s == pytest.approx(0.05)
-        assert c.process == story.person("c").process
+        assert c.ranks[0].process == story.person("c").process
         assert [shown.notice.replica_id for shown in job.notices] == ["c"]
         assert Counter("members that failed", 1) in view.counters
 

@@ -52,7 +52,10 @@ LIMITS = {
 }
 PEOPLE_MAX = 8
 
-names = st.sampled_from([*"aabbccde", "a", "b", "c", "other:a", "other:b", "third:a"])
+GROUP = "d"
+"""A replica group of two ranks; the others have one."""
+
+names = st.sampled_from([*"aabbccde", "a", "b", "c", "d", "d/1", "d/1", "other:a", "other:b", "third:a"])
 who = st.integers(0, PEOPLE_MAX - 1)
 epochs = st.sampled_from([EPOCH - 1, EPOCH - 1, EPOCH, EPOCH + 1])
 incarnations = st.builds(Incarnation, epochs, st.integers(1, 4))
@@ -124,7 +127,7 @@ class Checked(Story):
         self.beacon_since = self.now
         for job in self.core.roster.jobs.values():
             assert job.job_id in heard
-            assert {m.trainer_peer for m in job.live() if m.request} <= told
+            assert {m.asks_from for m in job.live() if m.request} <= told
 
 
 class Chaos(RuleBasedStateMachine):
@@ -169,6 +172,8 @@ class Chaos(RuleBasedStateMachine):
     )
     def start(self, name: str, min_replicas: int, progress_timeout_s: float, threaded: bool) -> None:
         person = self.story.new_person(name)
+        if person.replica_id == GROUP:
+            person.group_world_size = 2
         person.min_replicas, person.threaded = min_replicas, threaded
         person.progress_timeout_s = progress_timeout_s
         self.people = [*self.people, person][-PEOPLE_MAX:]
@@ -309,7 +314,9 @@ class Chaos(RuleBasedStateMachine):
         assert len(rooms.jobs) <= admission.JOBS_MAX
         assert all(len(job.members) <= admission.MEMBERS_MAX for job in self.jobs())
         known = [*rooms.by_token.values(), *rooms._by_topic.values()]
-        assert all(rooms.jobs[m.job_id].members[m.replica_id] is m for m in known)
+        members = [slot.member for slot in known]
+        assert all(rooms.jobs[m.job_id].members[m.replica_id] is m for m in members)
+        assert all(slot.member.slots[slot.group_rank] is slot for slot in known)
         assert max(len(rooms._held), len(rooms._welcomes)) <= roster.TOPICS_MAX
         assert len(rooms._buried) <= roster.BURIED_MAX
 
@@ -317,17 +324,21 @@ class Chaos(RuleBasedStateMachine):
     def who_lives_can_be_found_and_will_be_missed(self) -> None:
         rooms = self.story.core.roster
         for member in self.live():
-            if member.token:
-                assert rooms.by_token[member.token] is member
-                self.check_deadline(rooms.leases, member)
-            else:
+            if not member.slots or (Timer.RETURN, member) in rooms.timers:
                 self.check_deadline(rooms.timers, (Timer.RETURN, member))
-            if member.token and member.state is MemberState.SUSPECT:
-                self.check_deadline(rooms.timers, (Timer.GRACE, member))
+                assert member.state is MemberState.SUSPECT and not member.complete
+            elif member.state is MemberState.SUSPECT:
+                assert any(slot.suspect for slot in member.slots.values())
+            for slot in member.slots.values():
+                assert rooms.by_token[slot.token] is slot
+                self.check_deadline(rooms.leases, slot)
+                if slot.suspect:
+                    self.check_deadline(rooms.timers, (Timer.GRACE, slot))
+                    assert member.state is MemberState.SUSPECT
+                assert slot.stopped == ((Timer.STOPPED, slot) in rooms.timers)
             if member.request:
                 self.check_deadline(rooms.timers, (Timer.REQUEST, member))
             assert (member.request is not None) == ((Timer.REQUEST, member) in rooms.timers)
-            assert (member.stopped and bool(member.token)) == ((Timer.STOPPED, member) in rooms.timers)
 
     def check_deadline(self, deadlines: Deadlines[Any], key: Any) -> None:
         """It runs, and the core asks to be woken for it in time."""
@@ -344,8 +355,9 @@ class Chaos(RuleBasedStateMachine):
                     assert life not in self.story.noticed
                     continue
                 assert member.request is None
-                assert member not in rooms.leases
-                assert not [timer for timer in Timer if (timer, member) in rooms.timers]
+                assert not [slot for slot in member.slots.values() if slot in rooms.leases]
+                subjects = [member, *member.slots.values()]
+                assert not [timer for timer in Timer for one in subjects if (timer, one) in rooms.timers]
                 assert life in self.story.noticed or job.job_id in rooms.undecided
                 assert (member.state is MemberState.LEFT) == (member.cause.kind is CauseKind.LEFT)
 

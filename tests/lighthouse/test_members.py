@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from procguard.lighthouse.members import TRANSITIONS, Member, Trigger
+from procguard.lighthouse.members import TRANSITIONS, Member, Slot, Trigger
 from procguard.messages import Hello, Incarnation, MemberState, Participant, Process
 
 ALIVE, SUSPECT, FAILED, LEFT = MemberState
@@ -37,7 +37,19 @@ IN_TABLE = {(state, trigger) for state, trigger, _ in TABLE}
 IMPOSSIBLE = [pair for pair in product(MemberState, Trigger) if pair not in IN_TABLE]
 
 HELLO = Hello(
-    "train", "a", b"t" * 16, Process("host", "boot", 7, 8), 0, 1, "", None, b"", 0, 1, progress_timeout_s=9.0
+    "train",
+    "a",
+    b"t" * 16,
+    Process("host", "boot", 7, 8),
+    0,
+    1,
+    "",
+    None,
+    b"",
+    "",
+    0,
+    1,
+    progress_timeout_s=9.0,
 )
 REQUEST = Participant("a", Incarnation(1, 1), 1, 0, 0, 1, "", False, 0, b"", ())
 
@@ -74,7 +86,7 @@ def test_alive_and_suspect_members_live(state: MemberState, live: bool) -> None:
 
 
 def test_trainer_and_listener_introduce_themselves_on_connections_of_their_own() -> None:
-    one = member()
+    one = Slot(member(), HELLO, now=10.0)
     one.introduce(HELLO, b"trainer")
     one.introduce(HELLO._replace(topic=b"\0nonce"), b"listener")
     assert (one.trainer_peer, one.listener_peer) == (b"trainer", b"listener")
@@ -83,6 +95,15 @@ def test_trainer_and_listener_introduce_themselves_on_connections_of_their_own()
     one.introduce(HELLO, b"trainer, connected anew")
     assert (one.trainer_peer, one.listener_peer) == (b"trainer, connected anew", b"listener")
     assert one.topic == b"\0nonce"
+
+
+def test_a_member_is_complete_with_all_its_ranks() -> None:
+    one = member()
+    one.group_world_size = 2
+    assert not one.complete
+    for rank in (1, 0):
+        one.slots[rank] = Slot(one, HELLO._replace(group_rank=rank), now=10.0)
+    assert one.complete
 
 
 def test_overdue_after_the_join_timeout_or_ten_of_its_own_steps() -> None:

@@ -161,7 +161,7 @@ def token(name: str) -> bytes:
 
 def hello(name: str, topic: bytes = b"", epoch: int = 0) -> Hello:
     process = Process("host", "boot", 7, 8)
-    return Hello("train", name, token(name), process, 0, 1, "run", None, topic, epoch, 1, 0.0)
+    return Hello("train", name, token(name), process, 0, 1, "run", None, topic, "", epoch, 1, 0.0)
 
 
 def beat(name: str, incarnation: Incarnation) -> Heartbeat:
