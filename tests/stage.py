@@ -246,7 +246,7 @@ class Trainer:
         welcome = reborn.welcome
         self.lives.append(welcome.incarnation)
         claimed = self.hello._replace(claim=Claim(welcome.incarnation, None), epoch=welcome.epoch)
-        self._enrolled = Enrol(claimed, welcome.notice_port, welcome.seq, welcome.settings)
+        self._enrolled = Enrol(claimed, welcome.notice_port, welcome.seq, welcome.settings, "")
         self._in_quorum = None
         if self.listener is None:
             self.start_listener()

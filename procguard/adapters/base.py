@@ -87,6 +87,35 @@ class LighthouseTransport(Protocol):
         ...
 
 
+class RankServer(Protocol):
+    """The place at which rank 0 of a replica group serves the others."""
+
+    @property
+    def address(self) -> str:
+        """Where the ranks reach it, as ``host:port``."""
+        ...
+
+    def fileno(self) -> int:
+        """To poll for reading. It signals changes only: wait on it after ``has_input`` has said False."""
+        ...
+
+    def has_input(self) -> bool:
+        """Whether there is something to drain."""
+        ...
+
+    def drain(self, count_max: int) -> list[Frame]:
+        """What has arrived, oldest first for each connection, at most ``count_max``. Never blocks."""
+        ...
+
+    def send(self, peer: bytes, frame: bytes) -> bool:
+        """Hand a frame to a rank; False when it was dropped."""
+        ...
+
+    def close(self) -> None:
+        """Close, after giving what was sent a bounded time to get out. Idempotent."""
+        ...
+
+
 class MemberTransport(Protocol):
     """A member's end: one connection to talk on, and on demand one to hear notices."""
 

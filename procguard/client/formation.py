@@ -2,7 +2,8 @@
 
 Ask, check the answer against the fence, configure the process group, then heal or let others heal. A quorum
 that is broken before it is in use (a member known to be over, an abort during configure) is asked for again
-at once: nothing has been computed in it, so no step is lost.
+at once: nothing has been computed in it, so no step is lost. The ranks of a larger group do not ask again
+one by one: they vote the step down together, so that all keep to the same rounds.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from procguard.errors import (
     CheckpointError,
     CollectiveAborted,
     CollectiveError,
+    ProcGuardError,
     QuorumTimeout,
     UnsupportedState,
+    UsageError,
 )
 from procguard.messages import Participant, Phase, Quorum, Rank
 
@@ -41,6 +44,8 @@ class Round:
     shrink_only: bool
     timeout: timedelta
     formed: Future[None] = field(default_factory=Future)
+    number: int = 0
+    """Of the quorum request: the same on all ranks of a group."""
     quorum: Quorum | None = None
     plan: RecoveryPlan | None = None
     state: Any = None
@@ -100,8 +105,10 @@ class Formation:
         self._timeout = timeout
         self._quorum_retries = quorum_retries
         self._state = state
-        self._asked = 0
+        self._rounds = 0
         self._configured = 0
+        self._rank = membership.group_rank
+        self._is_grouped = membership.group_world_size > 1
 
     def run(self, this: Round) -> None:
         """Form the quorum of this round. Raises what only the caller can mend, such as QuorumTimeout."""
@@ -111,6 +118,9 @@ class Formation:
             if self._abort.install(quorum) and self._configure(this, quorum):
                 break
             self._abort.begin_round()
+            if self._is_grouped:
+                self._void(this, quorum)
+                return
             broken += 1
         if this.error is not None:  # reported before there was a quorum to end, or by configure
             self._abort.end(quorum.quorum_id, str(this.error))
@@ -120,6 +130,8 @@ class Formation:
 
     def _ask(self, this: Round, broken: int) -> Quorum:
         timeout_s = this.timeout.total_seconds()
+        self._rounds += 1
+        this.number = self._rounds
         for attempt in range(self._quorum_retries + 1):
             try:
                 return self._membership.quorum(self._participant(this, broken), timeout_s)
@@ -130,15 +142,14 @@ class Formation:
         raise AssertionError("quorum_retries is not negative")
 
     def _participant(self, this: Round, broken: int) -> Participant:
-        self._asked += 1
         progress = self._state.progress
         return Participant(
             replica_id=self._membership.replica_id,
             incarnation=self._membership.incarnation,
-            round=self._asked,
+            round=this.number,
             step=progress.step,
             committed_in=progress.committed_in,
-            world_size=1,
+            world_size=self._membership.group_world_size,
             address=self._host,
             shrink_only=this.shrink_only,
             commit_failures=progress.commit_failures + broken,
@@ -148,10 +159,10 @@ class Formation:
 
     def _configure(self, this: Round, quorum: Quorum) -> bool:
         """Connect to the others; False when the quorum was aborted meanwhile."""
-        plan = recovery_plan(quorum, self._membership.replica_id, 0, self._init_sync)
+        plan = self._plan(quorum)
         quorum_id = quorum.quorum_id.packed
         if quorum_id != self._configured:
-            handles = [participant.ranks[0].handle for participant in quorum.participants]
+            handles = [participant.ranks[self._rank].handle for participant in quorum.participants]
             try:
                 self._pg.configure(handles, plan.replica_rank, quorum_id, self._timeout)
             except CollectiveAborted as error:
@@ -164,6 +175,33 @@ class Formation:
         this.plan, this.behind = plan, plan.heals
         this.quorum = quorum  # before ``error`` is read: who reports one reads this after writing that
         return True
+
+    def _plan(self, quorum: Quorum) -> RecoveryPlan:
+        """Our part in it, as the rank of our group that we are."""
+        me, size = self._membership.replica_id, self._membership.group_world_size
+        for participant in quorum.participants:
+            if len(participant.ranks) != size:
+                raise UsageError(
+                    f"replica {participant.replica_id} has {len(participant.ranks)} ranks, replica {me} has "
+                    f"{size}: give all replica groups the same WORLD_SIZE"
+                )
+        plan = recovery_plan(quorum, me, self._rank, self._init_sync)
+        ours = quorum.participants[plan.replica_rank]
+        progress = self._state.progress
+        if not plan.heals and (ours.step, ours.committed_in) != (progress.step, progress.committed_in):
+            raise ProcGuardError(
+                f"rank {self._rank} of replica {me} is at step {progress.step}, another rank of it at step "
+                f"{ours.step}, and no other replica has a newer state to heal from: start all ranks from one "
+                "checkpoint"
+            )
+        return plan
+
+    def _void(self, this: Round, quorum: Quorum) -> None:
+        """Take part in a broken quorum to no effect: the ranks of a group go through the same rounds."""
+        plan = self._plan(quorum)
+        this.fail(CollectiveAborted("the quorum was broken before its use", quorum.quorum_id.packed))
+        this.plan, this.behind = plan, plan.heals
+        this.quorum = quorum
 
     def _let_heal(self, this: Round) -> None:
         plan = this.plan
@@ -183,7 +221,7 @@ class Formation:
         if plan.source is None:
             return
         source = quorum.participants[plan.source]
-        where = source.ranks[0].checkpoint_metadata
+        where = source.ranks[self._rank].checkpoint_metadata
         try:
             with self._phases.during(Phase.HEAL):
                 this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import procguard
-from procguard.adapters.base import MemberTransport
+from procguard.adapters.base import MemberTransport, RankServer
+from procguard.client.group_host import GroupHost
 from procguard.client.link import Link, link_pair
 from procguard.client.link_words import Farewell
 from procguard.client.loop import ListenerLoop
@@ -95,14 +96,22 @@ class ListenerThread:
 
     pid: int | None = None
 
-    def __init__(self, transport: MemberTransport, board: SharedBoard, *, hear_notices: bool) -> None:
+    def __init__(
+        self,
+        transport: MemberTransport,
+        board: SharedBoard,
+        open_server: Callable[[str], RankServer],
+        *,
+        hear_notices: bool,
+    ) -> None:
         ours, theirs = link_pair()
         self.link = Link(ours)
         topic = listener_topic(secrets.token_bytes(NONCE_BYTES))
         session = Session(threaded=True, topic=topic, hear_notices=hear_notices)
         self._inner = Link(theirs)
         self._transport = transport
-        self._loop = ListenerLoop(session, transport, self._inner, _BoardWatch(board))
+        self._group_host = GroupHost(open_server)
+        self._loop = ListenerLoop(session, transport, self._inner, _BoardWatch(board), self._group_host)
         threading.Thread(target=self._run, name="procguard-session", daemon=True).start()
 
     def close(self) -> None:
@@ -116,6 +125,7 @@ class ListenerThread:
         try:
             self._loop.run()
         finally:
+            self._group_host.close()
             self._transport.close()
             self._inner.close()
 

@@ -114,6 +114,15 @@ class LighthouseClient:
             assert requests.quorum is not None
             return requests.quorum
 
+    def lookup(self, timeout_s: float) -> str:
+        """Where rank 0 of our replica group serves; empty when that was not to be found out in time."""
+        with self._lock:
+            self._check_not_leaving()
+            if self._requests.life_over:
+                return ""
+            self._talk(self._requests.lookup(self._clock()), timeout_s)
+            return self._requests.group_address
+
     def leave(self, step: int, timeout_s: float) -> bool:
         """Say that this member goes; False when nobody acknowledged it in time.
 

@@ -30,6 +30,8 @@ class Enrol(NamedTuple):
     notice_port: int
     seq: int
     settings: Settings
+    serve_at: Text
+    """The address at which to serve the ranks of our replica group; empty: there is nothing to serve."""
 
 
 class InQuorum(NamedTuple):

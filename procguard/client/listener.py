@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_ranks import ZmqRankServer
+from procguard.client.group_host import GroupHost
 from procguard.client.link import Link
 from procguard.client.link_words import Said
 from procguard.client.loop import ListenerLoop
@@ -92,10 +94,13 @@ def main(argv: Sequence[str]) -> None:
     if pidfd != _NONE:
         watch = WitnessWatch(Witness(None if memfd == _NONE else memfd, pidfd))
     transport = ZmqMemberTransport(host, port)
+    group_host = GroupHost(ZmqRankServer)
     try:
-        ListenerLoop(Session(threaded=False, topic=topic), transport, link, watch).run()
+        session = Session(threaded=False, topic=topic)
+        ListenerLoop(session, transport, link, watch, group_host).run()
         time.sleep(PARTING_PAUSE_S)
     finally:
+        group_host.close()
         transport.close()
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from procguard import codec
 from procguard.adapters.base import MemberTransport
+from procguard.client.group_host import GroupHost
 from procguard.client.link import Link
-from procguard.client.link_words import FromTrainer
+from procguard.client.link_words import Enrol, FromTrainer
 from procguard.client.session import (
     Died,
     Event,
@@ -32,7 +33,7 @@ from procguard.client.session import (
     Trainer,
 )
 from procguard.errors import ProtocolError
-from procguard.messages import Cause, CauseKind
+from procguard.messages import Cause, CauseKind, Message
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class ListenerLoop:
 
     Args:
         watch: None where nothing but the link's end can tell of the trainer's death.
+        group_host: serves the trainer's replica group, should it be the rank 0 of several.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class ListenerLoop:
         transport: MemberTransport,
         link: Link,
         watch: Watch | None,
+        group_host: GroupHost,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._session = session
         self._transport = transport
         self._link = link
         self._watch = watch
+        self._group_host = group_host
         self._clock = clock
         self._link_open = True
         self._quit_at = inf
@@ -84,8 +88,10 @@ class ListenerLoop:
     def turn(self) -> None:
         """Wait for the next thing to happen and deal with it."""
         watched = tuple(self._watch.fds()) if self._watch else ()
-        fds = (*watched, self._link.fileno()) if self._link_open else watched
-        wake_at = min(self._session.next_deadline(), self._quit_at)
+        fds = (*watched, *self._group_host.fds())
+        if self._link_open:
+            fds = (*fds, self._link.fileno())
+        wake_at = min(self._session.next_deadline(), self._group_host.next_deadline(), self._quit_at)
         ready = self._transport.wait(max(0.0, min(wake_at - self._clock(), 3600.0)), fds)
         now = self._clock()
         # What the trainer said, before that it is dead: who it was, and its last words.
@@ -93,6 +99,7 @@ class ListenerLoop:
             self._hear_trainer(now)
         if any(fd in ready for fd in watched):
             self._look(now)
+        self._say(self._group_host.turn(now))
         for frame in self._transport.receive(DRAIN_MAX):
             self._take(Received, frame, now)
         for frame in self._transport.notices(DRAIN_MAX):
@@ -117,7 +124,9 @@ class ListenerLoop:
             self._link_ended(now)
             return
         for message in messages:
-            if isinstance(message, FromTrainer):
+            if isinstance(message, Enrol):
+                self._step(Told(self._group_host.enrol(message)), now)
+            elif isinstance(message, FromTrainer):
                 self._step(Told(message), now)
 
     def _link_ended(self, now: float) -> None:
@@ -137,6 +146,13 @@ class ListenerLoop:
             _log.warning("A frame from the lighthouse was dropped: %s", error)
             return
         self._step(event(message), now)
+        if event is Received:
+            self._say(self._group_host.from_lighthouse(message))
+
+    def _say(self, requests: list[Message]) -> None:
+        """What the group asks of the lighthouse."""
+        for request in requests:
+            self._transport.send(codec.encode(request))
 
     def _step(self, event: Event, now: float) -> None:
         for effect in self._session.step(event, now):

@@ -24,6 +24,7 @@ from typing import Any
 
 from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_ranks import ZmqRankServer
 from procguard.client import listener
 from procguard.client.checkpoint import CheckpointTransport, HTTPTransport
 from procguard.client.companion import Hears
@@ -56,11 +57,11 @@ class Manager(Replica):
         timeout: for collectives, configuration and healing.
         quorum_timeout: for a quorum to form.
         connect_timeout: for the lighthouse to answer at first.
-        rank, world_size: of this process in its replica group; only 0 of 1 so far.
+        rank, world_size: of this process in its replica group; None: RANK and WORLD_SIZE, or 0 of 1.
         init_sync: before the first step all take over the state of one replica.
         max_retries: how many steps in a row may fail to commit before ``should_commit`` raises; None: any.
         quorum_retries: how often a quorum that timed out is asked for again.
-        store_addr, store_port, port: of torchft's signature; a group of one rank needs none of them.
+        store_addr, store_port, port: of torchft's signature; not needed here.
         hostname: the address peers reach this machine at; None: the one it reaches the lighthouse from.
         heartbeat_interval: accepted for torchft's sake; the lighthouse gives the interval to all.
         checkpoint_transport: None: ``HTTPTransport``.
@@ -140,19 +141,25 @@ class Manager(Replica):
                 transport,
                 load_state_dict,
                 state_dict,
-                partial(_join, options),
+                partial(_join, options, host),
             )
         except BaseException:
             transport.shutdown(wait=False)
             raise
 
 
-def _join(options: ManagerOptions, hears: Hears) -> Membership:
+def _join(options: ManagerOptions, advertised: str, hears: Hears) -> Membership:
     """Become a member over ZeroMQ."""
     host, port = options.lighthouse.host, options.lighthouse.port
     progress_timeout = options.progress_timeout or timedelta(0)
     identity = Identity(
-        options.job_id, options.replica_id, options.min_replica_size, progress_timeout.total_seconds()
+        options.job_id,
+        options.replica_id,
+        options.min_replica_size,
+        progress_timeout.total_seconds(),
+        options.group_rank,
+        options.group_world_size,
+        options.group_run,
     )
 
     def start_process(life_line: LifeLine) -> Host:
@@ -161,7 +168,10 @@ def _join(options: ManagerOptions, hears: Hears) -> Membership:
     return Membership(
         identity,
         where=options.where,
+        host=advertised,
         connect=lambda: ZmqMemberTransport(host, port),
+        connect_rank=ZmqMemberTransport,
+        open_server=ZmqRankServer,
         start_process=start_process if options.proactive else None,
         hears=hears,
         run_promptly=run_promptly,

@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from procguard.adapters.base import MemberTransport
+from procguard.adapters.base import MemberTransport, RankServer
 from procguard.client.companion import Companion, Hears
+from procguard.client.group_client import GroupClient
 from procguard.client.hosts import Host, ListenerThread
 from procguard.client.lighthouse_client import LighthouseClient
 from procguard.client.link_words import Enrol, InQuorum, LastWords
@@ -48,6 +49,10 @@ class Identity(NamedTuple):
     replica_id: str
     min_replicas: int
     progress_timeout_s: float
+    group_rank: int = 0
+    group_world_size: int = 1
+    group_run: str = ""
+    """Names one run of the group, alike on all its ranks and unlike the run before."""
 
 
 class Membership:
@@ -55,7 +60,10 @@ class Membership:
 
     Args:
         where: the lighthouse's address as errors name it.
+        host: the address peers reach this machine at.
         connect: opens a connection to the lighthouse.
+        connect_rank: opens one to our group's server.
+        open_server: opens a place at which to serve our group, should we be its rank 0.
         start_process: starts a listener process for a life line; None: no listening process is spawned
             and no notice is heard (proactive recovery is off).
         hears: told of failures, on the failure thread.
@@ -70,13 +78,20 @@ class Membership:
         identity: Identity,
         *,
         where: str,
+        host: str,
         connect: Callable[[], MemberTransport],
+        connect_rank: Callable[[str, int], MemberTransport],
+        open_server: Callable[[str], RankServer],
         start_process: Callable[[LifeLine], Host] | None,
         hears: Hears,
         connect_timeout_s: float,
         run_promptly: Callable[[], object] = lambda: None,
     ) -> None:
         self.replica_id = identity.replica_id
+        self.group_rank = identity.group_rank
+        self.group_world_size = identity.group_world_size
+        self._host = host
+        self._open_server = open_server
         self._life_line = LifeLine()
         self.board = self._life_line.board
         self._connect = connect
@@ -86,9 +101,9 @@ class Membership:
             replica_id=identity.replica_id,
             token=secrets.token_bytes(TOKEN_BYTES),
             process=this_process(),
-            group_rank=0,
-            group_world_size=1,
-            group_run="",
+            group_rank=identity.group_rank,
+            group_world_size=identity.group_world_size,
+            group_run=identity.group_run,
             claim=None,
             topic=b"",
             group_address="",
@@ -104,6 +119,9 @@ class Membership:
             on_failure.callback(self._client.close)
             welcome = self._client.join(connect_timeout_s)
             on_failure.pop_all()
+        self._group: GroupClient | None = None
+        if self.group_world_size > 1:
+            self._group = GroupClient(self.replica_id, self.group_rank, self._find_group, connect_rank)
         start = partial(start_process, self._life_line) if start_process else None
         self._companion = Companion(self._start_thread, start, hears, run_promptly=run_promptly)
         self._companion.start(self._enrol(welcome))
@@ -119,12 +137,37 @@ class Membership:
         return self._companion.listening_pids if self._companion else []
 
     def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
-        """Take part in the next quorum. Raises ``QuorumTimeout`` or ``LighthouseRejected``."""
+        """Take part in the next quorum, with all the ranks of our group.
+
+        Raises:
+            QuorumTimeout, LighthouseRejected: there is none, and why.
+            ReplicaGroupLost: another rank of our group has ended.
+        """
         assert self._companion is not None
-        quorum = self._client.quorum(asks, timeout_s, self._companion.over)
+        if self._group is not None:
+            formed = self._group.quorum(asks, self._client.epoch, timeout_s)
+            quorum, epoch = formed.quorum, formed.epoch
+        else:
+            quorum = self._client.quorum(asks, timeout_s, self._companion.over)
+            epoch = self._client.epoch
         members = tuple([(p.replica_id, p.incarnation) for p in quorum.participants])
-        self._companion.in_quorum(InQuorum(self._client.epoch, QuorumClaim(quorum.quorum_id, members)))
+        self._companion.in_quorum(InQuorum(epoch, QuorumClaim(quorum.quorum_id, members)))
         return quorum
+
+    def vote(self, round: int, commits: bool, timeout_s: float) -> bool:
+        """Whether the step of that round counts for our group, given whether it does here.
+
+        Raises:
+            ReplicaGroupLost: another rank has ended, or did not vote in time.
+        """
+        if self._group is None:
+            return commits
+        return self._group.vote(self.incarnation, round, commits, timeout_s)
+
+    def lose_group(self, error: Exception) -> None:
+        """Our group is over: whoever waits for its other ranks gets this error."""
+        if self._group is not None:
+            self._group.lost(error)
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have the failure thread call."""
@@ -147,6 +190,8 @@ class Membership:
 
     def leave(self, step: int) -> None:
         """Leave in good order and close everything; ``quorum`` raises from now on, also one in progress."""
+        if self._group is not None:
+            self._group.close()
         if not self._client.leave(step, LEAVE_TIMEOUT_S):
             _log.warning("The lighthouse did not acknowledge the departure of %s", self.replica_id)
         if self._companion:
@@ -167,10 +212,18 @@ class Membership:
 
     def _enrol(self, welcome: Welcome) -> Enrol:
         hello = self._hello._replace(claim=Claim(welcome.incarnation, None), epoch=welcome.epoch)
-        return Enrol(hello, welcome.notice_port, welcome.seq, welcome.settings)
+        serves = self.group_world_size > 1 and self.group_rank == 0
+        serve_at = self._host if serves else ""
+        return Enrol(hello, welcome.notice_port, welcome.seq, welcome.settings, serve_at)
+
+    def _find_group(self, timeout_s: float) -> tuple[str, int] | None:
+        """Where our group's server is."""
+        host, _, port = self._client.lookup(timeout_s).rpartition(":")
+        return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
 
     def _start_thread(self) -> Host:
-        return ListenerThread(self._connect(), self.board, hear_notices=self._proactive)
+        transport = self._connect()
+        return ListenerThread(transport, self.board, self._open_server, hear_notices=self._proactive)
 
 
 def this_process() -> Process:

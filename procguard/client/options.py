@@ -27,6 +27,9 @@ class ManagerOptions:
     """The address and where it was set, for error messages."""
     job_id: str
     replica_id: str
+    group_rank: int
+    group_world_size: int
+    group_run: str
     min_replica_size: int
     timeout: timedelta
     quorum_timeout: timedelta
@@ -60,7 +63,7 @@ class ManagerOptions:
         """Combine arguments and variables. Raises ``UsageError`` naming what cannot work."""
         found = TrainerSettings.read(environ)
         lighthouse, where = _lighthouse(lighthouse_addr, found)
-        _one_rank(group_rank, group_world_size, found)
+        rank, world_size = _group(group_rank, group_world_size, found)
         if min_replica_size < 1:
             raise UsageError(
                 f"min_replica_size is {min_replica_size}; a quorum has at least 1 replica: give 1 or more"
@@ -74,7 +77,10 @@ class ManagerOptions:
             lighthouse=lighthouse,
             where=where,
             job_id=_name("job_id", job_id) or found.job_id or DEFAULT_JOB,
-            replica_id=_name("replica_id", replica_id) or _replica_id(found),
+            replica_id=_name("replica_id", replica_id) or _replica_id(found, world_size),
+            group_rank=rank,
+            group_world_size=world_size,
+            group_run=_group_run(found) if world_size > 1 else "",
             min_replica_size=min_replica_size,
             timeout=_positive("timeout", found.timeout or timeout),
             quorum_timeout=_positive("quorum_timeout", found.quorum_timeout or quorum_timeout),
@@ -102,21 +108,43 @@ def _lighthouse(argument: str | None, found: TrainerSettings) -> tuple[Address, 
     )
 
 
-def _one_rank(rank: int | None, world_size: int | None, found: TrainerSettings) -> None:
+def _group(rank: int | None, world_size: int | None, found: TrainerSettings) -> tuple[int, int]:
+    """Which of how many ranks of its replica group this process is."""
     rank = rank if rank is not None else found.group_rank or 0
     world_size = world_size if world_size is not None else found.group_world_size or 1
-    if (rank, world_size) != (0, 1):
+    if not 0 <= rank < world_size:
         raise UsageError(
-            f"rank {rank} of world_size {world_size}: replica groups of several ranks are not supported yet; "
-            "run each replica as a group of its own (RANK=0 WORLD_SIZE=1)"
+            f"rank {rank} of world_size {world_size}: the ranks of a replica group count from 0 and are less "
+            "than its world_size; see RANK and WORLD_SIZE, which torchrun sets"
         )
+    return rank, world_size
 
 
-def _replica_id(found: TrainerSettings) -> str:
+def _group_run(found: TrainerSettings) -> str:
+    """What all ranks of one run of a group call it, and no later run of it does, if it can be helped."""
+    parts = []
+    if found.run_id is not None:
+        parts.append(f"{found.run_id}#{found.restart_count or 0}")
+    if found.master_addr is not None and found.master_port is not None:
+        parts.append(f"{found.master_addr}:{found.master_port}")
+    if not parts:
+        raise UsageError(
+            "a replica group of several ranks needs a name for its run, alike on all ranks: torchrun sets "
+            "one; by hand set MASTER_ADDR and MASTER_PORT"
+        )
+    return " ".join(parts)
+
+
+def _replica_id(found: TrainerSettings, world_size: int) -> str:
     if found.replica_id is not None:
         return found.replica_id
     if found.replica_group_id is not None:
         return str(found.replica_group_id)
+    if world_size > 1:
+        raise UsageError(
+            f"this process is one of {world_size} ranks of a replica group without a name; set "
+            "REPLICA_GROUP_ID (or REPLICA_ID) alike on all its ranks, or pass replica_id"
+        )
     return f"{socket.gethostname()}-{os.getpid()}"
 
 

@@ -33,8 +33,15 @@ from procguard.client.recovery_plan import RecoveryPlan
 from procguard.client.train_state import DEFAULT_PART, TrainState
 from procguard.client.work import CompletedWork, ManagedWork, scaled, zeroed
 from procguard.client.worker import Worker
-from procguard.errors import CheckpointError, CollectiveAborted, CollectiveError, ProcGuardError, UsageError
-from procguard.messages import Notice, Phase
+from procguard.errors import (
+    CheckpointError,
+    CollectiveAborted,
+    CollectiveError,
+    ProcGuardError,
+    ReplicaGroupLost,
+    UsageError,
+)
+from procguard.messages import Cause, Notice, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +102,12 @@ class Replica:
         self._failed_loads = 0
         self._round: Round | None = None
         self._closed = False
+        self._lost: ReplicaGroupLost | None = None
         pg.advertise(host)
         transport.advertise(host)
-        self._abort = FencedAbort(replica_id, pg, transport, self.current_step, self._call_later)
+        self._abort = FencedAbort(
+            replica_id, pg, transport, self.current_step, self._call_later, self._given_up
+        )
         self._membership = join(self._abort)
         self._phases = Phases(self._show)
         self._formation = Formation(
@@ -201,6 +211,7 @@ class Replica:
         Raises:
             what ``wait_quorum`` raises, CheckpointError when loading has failed again and again, and
             ProcGuardError after more than ``max_retries`` failures in a row.
+            ReplicaGroupLost: another rank of this group has ended, or did not vote: end this process too.
         """
         this = self._this_round("should_commit")
         for work in tuple(this.pending):
@@ -213,6 +224,8 @@ class Replica:
         contributors = self._contributors()
         error = this.conclude()
         commits = error is None and not this.behind and self._are_enough(contributors)
+        limit = timeout or self._rules.timeout
+        commits = self._membership.vote(this.number, commits, limit.total_seconds())
         if commits:
             self._state.commit(this.quorum.quorum_id.packed, len(contributors))
         else:
@@ -381,6 +394,8 @@ class Replica:
             )
         if self._closed:
             raise UsageError("this Manager is shut down")
+        if self._lost is not None:
+            raise self._lost
 
     def _last_round(self, what: str) -> Round:
         """The step in progress, or the last one: asked for facts, not for work."""
@@ -455,6 +470,14 @@ class Replica:
         self._failed_loads = 0
         this.behind = False
         _log.info("Healed: this replica is at step %d", self.current_step())
+
+    def _given_up(self, cause: Cause) -> None:
+        """On the failure thread. One of several ranks cannot go on alone; the only one joins again."""
+        if self._membership.group_world_size > 1:
+            self._lost = ReplicaGroupLost(
+                f"replica group {self._replica_id} is over ({cause}): end all its ranks and start them again"
+            )
+            self._membership.lose_group(self._lost)
 
     def _call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._membership.call_later(delay_s, call)

@@ -20,6 +20,8 @@ from procguard.messages import (
     HelloWanted,
     Incarnation,
     Leave,
+    LookedUp,
+    Lookup,
     Message,
     Participant,
     Quorum,
@@ -45,6 +47,7 @@ class Goal(Enum):
     NONE = auto()
     JOIN = auto()
     QUORUM = auto()
+    LOOKUP = auto()
     LEAVE = auto()
 
 
@@ -83,6 +86,8 @@ class Requests:
         """The highest seen. A lighthouse of a lower one is not believed; our Hello raises it first."""
         self.quorum: Quorum | None = None
         self.waiting: QuorumWaiting | None = None
+        self.group_address = ""
+        """Where our replica group's rank 0 serves; found by ``lookup``."""
         self.refusal: Rejected | None = None
         """The last answer to Hello that was a no; for good unless it is ID_IN_USE."""
         self._claim: QuorumClaim | None = None
@@ -106,6 +111,11 @@ class Requests:
         """The lighthouse said no, and asking again will not help."""
         return self.refusal is not None and self.refusal.reason is not Rejection.ID_IN_USE
 
+    @property
+    def life_over(self) -> bool:
+        """The present incarnation has ended; the next request would join anew."""
+        return self._over
+
     def join(self, now: float) -> tuple[Effect, ...]:
         """Say Hello until there is a Welcome."""
         self.goal = Goal.JOIN
@@ -117,6 +127,12 @@ class Requests:
         self.quorum = self.waiting = None
         self._asks = asks
         self._expires_at = now + ttl_s
+        return self._start(now)
+
+    def lookup(self, now: float) -> tuple[Effect, ...]:
+        """Ask where rank 0 of our replica group serves, until that is known."""
+        self.goal = Goal.LOOKUP
+        self.group_address = ""
         return self._start(now)
 
     def leave(self, step: int, now: float) -> tuple[Effect, ...]:
@@ -147,6 +163,8 @@ class Requests:
             self._formed(message, now)
         elif isinstance(message, QuorumWaiting):
             self.waiting = message
+        elif isinstance(message, LookedUp):
+            self._looked_up(message)
         elif isinstance(message, Rejoin):
             self._rejoin(message, now)
         elif isinstance(message, HelloWanted):
@@ -193,6 +211,8 @@ class Requests:
             asks = self._asks._replace(incarnation=self.welcome.incarnation)
             ttl_s = max(0.0, self._expires_at - now)
             self._effects.append(Send(QuorumRequest(self.hello.token, ttl_s, asks)))
+        elif self.goal is Goal.LOOKUP:
+            self._effects.append(Send(Lookup(self.hello.token)))
         elif self.goal is Goal.LEAVE:
             assert self._leave is not None
             self._effects.append(Send(self._leave))
@@ -228,10 +248,16 @@ class Requests:
         if self.welcome is None or rejoin.incarnation != self.welcome.incarnation or self._over:
             return
         self._over = True
-        if self.goal is Goal.LEAVE:
-            self.give_up()
+        if self.goal is Goal.LEAVE or self.hello.group_world_size > 1:
+            self.give_up()  # a rank never joins anew by itself: its whole group is started again
         elif self.goal is not Goal.NONE:
             self._request(now)
+
+    def _looked_up(self, found: LookedUp) -> None:
+        mine = self.welcome is not None and found.incarnation == self.welcome.incarnation
+        if self.goal is Goal.LOOKUP and mine and found.group_address:
+            self.group_address = found.group_address
+            self.give_up()
 
     def _formed(self, formed: QuorumFormed, now: float) -> None:
         if self.goal is not Goal.QUORUM or self.welcome is None:

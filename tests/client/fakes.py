@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
+from procguard.adapters.base import MemberTransport, RankServer
 from procguard.client.link_words import Enrol
 from procguard.errors import CheckpointError, CollectiveAborted, CollectiveTimeout, UsageError
 from procguard.messages import (
@@ -66,7 +67,15 @@ def welcome(number: int = 1, epoch: int = EPOCH, seq: int = 0) -> Welcome:
 
 def enrol(number: int = 1, epoch: int = EPOCH, seq: int = 0, replica_id: str = "a") -> Enrol:
     claim = Claim(life(number), None)
-    return Enrol(hello(replica_id, claim=claim, epoch=epoch), 29511, seq, SETTINGS)
+    return Enrol(hello(replica_id, claim=claim, epoch=epoch), 29511, seq, SETTINGS, "")
+
+
+def no_server(host: str) -> RankServer:
+    raise AssertionError("a group of one rank is served by nobody")
+
+
+def no_rank(host: str, port: int) -> MemberTransport:
+    raise AssertionError("a group of one rank asks nobody")
 
 
 def participant(replica_id: str, number: int = 1, **fields: Any) -> Participant:
@@ -258,8 +267,13 @@ class FakeMembership:
     An answer is a quorum, an error to raise, or something to call with what was asked.
     """
 
-    def __init__(self, replica_id: str = "a") -> None:
+    def __init__(self, replica_id: str = "a", group_rank: int = 0, group_world_size: int = 1) -> None:
         self.replica_id = replica_id
+        self.group_rank, self.group_world_size = group_rank, group_world_size
+        self.votes: list[tuple[int, bool]] = []
+        self.outvoted = False
+        """Another rank of the group says no."""
+        self.group_error: Exception | None = None
         self.incarnation = life(1)
         self.listening_pids: list[int] = []
         self.asked: list[Participant] = []
@@ -292,6 +306,15 @@ class FakeMembership:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def vote(self, round: int, commits: bool, timeout_s: float) -> bool:
+        if self.group_error is not None:
+            raise self.group_error
+        self.votes.append((round, commits))
+        return commits and not self.outvoted
+
+    def lose_group(self, error: Exception) -> None:
+        self.group_error = error
 
     def wait_until_asked(self, count: int) -> None:
         with self._changed:

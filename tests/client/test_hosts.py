@@ -18,7 +18,7 @@ from procguard.client.link import Link
 from procguard.client.link_words import LastWords, LinkMessage, Ready, Said
 from procguard.client.witness import LifeLine
 from procguard.messages import Heartbeat, Phase
-from tests.client.fakes import DEADLINE_S, Clock, FakeWire, enrol, welcome
+from tests.client.fakes import DEADLINE_S, Clock, FakeWire, enrol, no_server, welcome
 
 PROGRAM = """
 import os, signal, socket, sys
@@ -144,7 +144,7 @@ def test_in_a_thread_runs_the_same_session(hear_notices: bool) -> None:
     line = LifeLine()
     line.board.write(phase=Phase.HEAL, progress=4, step=7)
     wire.deliver(welcome())
-    host = ListenerThread(wire, line.board, hear_notices=hear_notices)
+    host = ListenerThread(wire, line.board, no_server, hear_notices=hear_notices)
     host.link._end.settimeout(DEADLINE_S)
     assert host.pid is None
     host.link.send(enrol())

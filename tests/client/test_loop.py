@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from procguard import codec
+from procguard.client.group_host import GroupHost
 from procguard.client.link import Link, link_pair
 from procguard.client.link_words import Farewell, Heard, LastWords, LinkMessage, Ready
 from procguard.client.loop import PROOF_WAIT_S, ListenerLoop
@@ -25,7 +26,7 @@ from procguard.messages import (
     Phase,
     notice_topic,
 )
-from tests.client.fakes import EPOCH, JOB, KILLED, TOKEN, Clock, FakeWire, enrol, notice, welcome
+from tests.client.fakes import EPOCH, JOB, KILLED, TOKEN, Clock, FakeWire, enrol, no_server, notice, welcome
 
 
 class FakeWatch:
@@ -59,7 +60,9 @@ class Stage:
         self.wire = FakeWire(self.clock, codec.decode, codec.encode)
         self.session = Session(threaded=False, topic=b"\0own topic")
         self.watch = watch
-        self.loop = ListenerLoop(self.session, self.wire, self._inner, watch, self.clock)
+        self.loop = ListenerLoop(
+            self.session, self.wire, self._inner, watch, GroupHost(no_server), self.clock
+        )
 
     def say(self, *messages: LinkMessage) -> None:
         for message in messages:

@@ -119,7 +119,8 @@ def test_a_replica_id_goes_before_a_group_id() -> None:
         ({"progress_timeout": timedelta(0)}, "progress_timeout is"),
         ({"quorum_retries": -1}, "quorum_retries is -1; give 0 or more"),
         ({"max_retries": -2}, "max_retries is -2"),
-        ({"group_rank": 1, "group_world_size": 2}, "rank 1 of world_size 2"),
+        ({"group_rank": 2, "group_world_size": 2}, "rank 2 of world_size 2"),
+        ({"group_world_size": 2, "replica_id": "a"}, "needs a name for its run"),
     ],
 )
 def test_what_cannot_work_is_named(arguments: dict[str, Any], said: str) -> None:
@@ -128,10 +129,39 @@ def test_what_cannot_work_is_named(arguments: dict[str, Any], said: str) -> None
     assert said in str(caught.value)
 
 
-def test_a_group_of_several_ranks_is_refused_also_from_torchruns_variables() -> None:
-    with pytest.raises(UsageError, match="rank 0 of world_size 4"):
-        resolve({"RANK": "0", "WORLD_SIZE": "4"})
-    assert resolve({"RANK": "0", "WORLD_SIZE": "4"}, group_rank=0, group_world_size=1)
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29600",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+}
+
+
+def test_torchruns_variables_say_which_rank_of_which_run() -> None:
+    found = resolve(TORCHRUN, replica_id="a")
+    assert (found.group_rank, found.group_world_size) == (1, 4)
+    assert found.group_run == "none#2 node1:29600"
+    again = resolve(TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "3"}, replica_id="a")
+    assert again.group_run != found.group_run
+
+
+def test_arguments_come_before_torchruns_variables() -> None:
+    alone = resolve(TORCHRUN, group_rank=0, group_world_size=1)
+    assert (alone.group_rank, alone.group_world_size, alone.group_run) == (0, 1, "")
+
+
+def test_by_hand_the_master_address_names_the_run() -> None:
+    by_hand = {name: value for name, value in TORCHRUN.items() if "ELASTIC" not in name}
+    assert resolve(by_hand, replica_id="a").group_run == "node1:29600"
+
+
+def test_a_group_of_several_ranks_needs_a_name() -> None:
+    with pytest.raises(
+        UsageError, match="one of 4 ranks of a replica group without a name; set REPLICA_GROUP"
+    ):
+        resolve(TORCHRUN, replica_id=None)
 
 
 def test_a_variable_that_cannot_be_read_is_named() -> None:
