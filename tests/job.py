@@ -42,6 +42,7 @@ class Trainer:
 
     def __init__(self, job: Job, replica_id: str, log: Path, environ: dict[str, str]) -> None:
         self.replica_id = replica_id
+        self.rank = int(environ.get("RANK", "0"))
         self.events: list[Event] = []
         self.struck: list[str] = []
         """Incarnations that the test put an end to."""
@@ -262,7 +263,7 @@ class Job:
         weights = defaultdict(set)
         for trainer in self.trainers:
             for event in trainer.said("step", committed=True):
-                weights[event["step"], event["quorum"]].add(event["weights"])
+                weights[event["step"], event["quorum"], trainer.rank].add(event["weights"])
         unequal = {step: digests for step, digests in weights.items() if len(digests) > 1}
         assert not unequal, f"weights differ after {unequal}"
 

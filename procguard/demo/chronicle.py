@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from procguard.demo.faults import Fault, Kind
+from procguard.demo.faults import Fault, Kind, name_of
 from procguard.demo.journal import Ended, Entry, Stepped, Told
 
 
@@ -23,6 +23,9 @@ class Incident:
     fault: Fault
     at: float
     survivors: tuple[str, ...]
+    """Processes of the other replicas."""
+    victims: tuple[str, ...]
+    """Processes of the replica that was struck."""
     step: int
     """The step in which it happened."""
     quorum: int
@@ -38,6 +41,8 @@ class Incident:
     """When the new process was started, or the stopped one continued."""
     return_step: int = 0
     """How far the survivors were then."""
+    healed: set[str] = field(default_factory=set)
+    """Victims that take part again."""
     healed_at: float | None = None
 
     @property
@@ -87,33 +92,40 @@ class Chronicle:
     """The facts of one run.
 
     Args:
+        ranks: processes of each replica.
         proactive: False: nobody is told by a notice. Then a survivor knows from its own collective's error,
             or at the latest from the first step without the victim.
     """
 
-    def __init__(self, replica_ids: Sequence[str], *, proactive: bool) -> None:
+    def __init__(self, replica_ids: Sequence[str], *, proactive: bool, ranks: int = 1) -> None:
         self.replica_ids = tuple(replica_ids)
+        self.ranks = ranks
+        self.names = tuple([name for replica_id in replica_ids for name in self.names_of(replica_id)])
         self.incidents: list[Incident] = []
         self.milestones: list[Milestone] = []
-        self.steps: dict[str, int] = dict.fromkeys(replica_ids, 0)
+        self.steps: dict[str, int] = dict.fromkeys(self.names, 0)
         self.ends: dict[str, Ended] = {}
         self.false_notices = 0
         """Notices of replicas to which nothing had been done."""
         self._proactive = proactive
-        self._quorums: dict[str, int] = dict.fromkeys(replica_ids, 0)
+        self._quorums: dict[str, int] = dict.fromkeys(self.names, 0)
         self._stray: defaultdict[int, Counter[str]] = defaultdict(Counter)
 
     # --- what may be asked --------------------------------------------------------------------------
 
+    def names_of(self, replica_id: str) -> tuple[str, ...]:
+        """The processes of a replica, by rank."""
+        return tuple([name_of(replica_id, rank, self.ranks) for rank in range(self.ranks)])
+
     @property
     def step(self) -> int:
         """How far the last of those is that are not away."""
-        away = self._open.fault.replica_id if self._open else None
-        return min(step for replica_id, step in self.steps.items() if replica_id != away)
+        away = self._open.victims if self._open else ()
+        return min(step for name, step in self.steps.items() if name not in away)
 
     @property
     def training(self) -> bool:
-        """All replicas have committed steps, together."""
+        """All processes have committed steps, together."""
         return all(self.steps.values()) and len(set(self._quorums.values())) == 1
 
     @property
@@ -132,9 +144,10 @@ class Chronicle:
     def strike(self, fault: Fault, at: float) -> None:
         """A fault was injected; ``at`` was taken right before."""
         assert self._open is None
-        victim = fault.replica_id
-        survivors = tuple([r for r in self.replica_ids if r != victim])
-        incident = Incident(fault, at, survivors, self.steps[victim] + 1, max(self._quorums.values()))
+        victims = self.names_of(fault.replica_id)
+        survivors = tuple([name for name in self.names if name not in victims])
+        step = self.steps[victims[fault.rank]] + 1
+        incident = Incident(fault, at, survivors, victims, step, max(self._quorums.values()))
         self.incidents.append(incident)
         self._note(at, Stage.STRUCK, incident)
 
@@ -154,12 +167,12 @@ class Chronicle:
         elif isinstance(entry, Told):
             self._told(entry)
         else:
-            self.ends[entry.replica_id] = entry
-            if len(self.ends) == len(self.replica_ids):
+            self.ends[entry.name] = entry
+            if len(self.ends) == len(self.names):
                 self._note(entry.at, Stage.ENDED)
 
     def _stepped(self, entry: Stepped) -> None:
-        incident, me = self._open, entry.replica_id
+        incident, me = self._open, entry.name
         if entry.committed:
             self.steps[me] = entry.step
             self._quorums[me] = entry.quorum
@@ -170,22 +183,24 @@ class Chronicle:
         elif me in incident.survivors:
             self._survived(incident, entry)
         elif self._has_healed(incident, entry):
-            incident.healed_at = entry.at
-            self._note(entry.at, Stage.HEALED, incident)
+            incident.healed.add(me)
+            if len(incident.healed) == len(incident.victims):
+                incident.healed_at = entry.at
+                self._note(entry.at, Stage.HEALED, incident)
 
     def _stepped_undisturbed(self, entry: Stepped) -> None:
         incident = self._open
         if not entry.committed:
             if self.milestones:
-                self._stray[entry.step][entry.replica_id] += 1
+                self._stray[entry.step][entry.name] += 1
         elif incident is not None:  # read late
             incident.quorum = max(incident.quorum, entry.quorum)
-            if entry.replica_id == incident.fault.replica_id:
+            if entry.name == incident.victims[incident.fault.rank]:
                 incident.step = entry.step + 1
 
     def _survived(self, incident: Incident, entry: Stepped) -> None:
         """A survivor's step after the fault: the last one with the victim, a lost one, or one without it."""
-        me = entry.replica_id
+        me = entry.name
         if entry.committed and entry.quorum == incident.quorum:
             return
         if not self._proactive:
@@ -212,15 +227,15 @@ class Chronicle:
             return
         for incident in reversed(self.incidents):
             struck = entry.about == incident.fault.replica_id and entry.at > incident.at
-            if struck and entry.replica_id in incident.survivors and entry.replica_id not in incident.told:
-                self._knows(incident, entry.replica_id, entry.at)
+            if struck and entry.name in incident.survivors and entry.name not in incident.told:
+                self._knows(incident, entry.name, entry.at)
                 return
         self.false_notices += 1
 
-    def _knows(self, incident: Incident, replica_id: str, at: float) -> None:
-        if replica_id in incident.told:
+    def _knows(self, incident: Incident, name: str, at: float) -> None:
+        if name in incident.told:
             return
-        incident.told[replica_id] = at
+        incident.told[name] = at
         if len(incident.told) == len(incident.survivors):
             self._note(max(incident.told.values()), Stage.TOLD, incident)
 

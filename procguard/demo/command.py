@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from procguard.demo.run import Setting
 
 REPLICAS_MAX = 32
+RANKS_MAX = 8
 SEEDS = 10_000
 NEEDED = {"numpy": "numpy", "sklearn": "scikit-learn", "rich": "rich"}
 """Modules of the extra, and what they are called where they are installed from."""
@@ -28,10 +29,21 @@ NEEDED = {"numpy": "numpy", "sklearn": "scikit-learn", "rich": "rich"}
 
 @click.command()
 @click.option(
-    "--replicas", type=click.IntRange(2, REPLICAS_MAX), default=4, show_default=True, help="How many train."
+    "--replicas",
+    type=click.IntRange(2, REPLICAS_MAX),
+    help="How many train.  [default: 4, or 3 of several ranks]",
 )
 @click.option(
-    "--kills", type=click.IntRange(min=0), default=1, show_default=True, help="How many are killed, in turn."
+    "--ranks",
+    type=click.IntRange(1, RANKS_MAX),
+    default=1,
+    show_default=True,
+    help="Processes in each replica, a group that lives and dies as one.",
+)
+@click.option(
+    "--kills",
+    type=click.IntRange(min=0),
+    help="How many are killed, in turn.  [default: 1, or 2 of several ranks]",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Of what happens to whom, and when.  [default: any]")
 @click.option(
@@ -40,12 +52,20 @@ NEEDED = {"numpy": "numpy", "sklearn": "scikit-learn", "rich": "rich"}
 @click.option("--compare", is_flag=True, help="Both ways, one after the other, with the same seed.")
 @click.option("--json", "json_wanted", is_flag=True, help="Print nothing but one JSON object.")
 def demo(
-    *, replicas: int, kills: int, seed: int | None, no_proactive: bool, compare: bool, json_wanted: bool
+    *,
+    replicas: int | None,
+    ranks: int,
+    kills: int | None,
+    seed: int | None,
+    no_proactive: bool,
+    compare: bool,
+    json_wanted: bool,
 ) -> None:
     """Kill and stop replicas of a small training job, and watch it go on.
 
     Starts a lighthouse and some replicas of examples/train_digits.py on this machine. One is killed with
     SIGKILL and its replacement heals; another is stopped with SIGSTOP, given up, continued, and heals too.
+    With --ranks 2 a rank that is not 0 is killed, then a rank 0; each time its group is started anew.
     Exit code 0 means that all survivors were told, none was restarted, and all ended with the same weights.
     """
     _check_extra()
@@ -55,7 +75,13 @@ def demo(
     if compare and no_proactive:
         raise UsageError("--compare runs with and without failure notices; leave out --no-proactive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
-    setting = Setting(replicas, kills, secrets.randbelow(SEEDS) if seed is None else seed, not no_proactive)
+    setting = Setting(
+        replicas=replicas or (4 if ranks == 1 else 3),
+        kills=kills if kills is not None else (1 if ranks == 1 else 2),
+        seed=secrets.randbelow(SEEDS) if seed is None else seed,
+        proactive=not no_proactive,
+        ranks=ranks,
+    )
     result = _played(setting, silent=json_wanted)
     other = _played(setting._replace(proactive=False), silent=json_wanted) if compare else None
     if json_wanted:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 
 class Stepped(NamedTuple):
-    """A replica has been through a step."""
+    """A process has been through a step."""
 
-    replica_id: str
+    name: str
     at: float
     step: int
     """Steps committed by then."""
@@ -23,9 +23,9 @@ class Stepped(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A replica has heard that another is gone."""
+    """A process has heard that a replica is gone."""
 
-    replica_id: str
+    name: str
     at: float
     about: str
     left: bool
@@ -33,9 +33,9 @@ class Told(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A replica has done its last step."""
+    """A process has done its last step."""
 
-    replica_id: str
+    name: str
     at: float
     step: int
     accuracy: float
@@ -45,13 +45,13 @@ class Ended(NamedTuple):
 Entry = Stepped | Told | Ended
 
 
-def parse(replica_id: str, line: str) -> Entry:
-    """One line of the journal of ``replica_id``."""
+def parse(name: str, line: str) -> Entry:
+    """One line of the journal of that process."""
     facts = json.loads(line)
     event, at = facts["event"], facts["at"]
     if event == "step":
-        return Stepped(replica_id, at, facts["step"], facts["committed"], facts["quorum"])
+        return Stepped(name, at, facts["step"], facts["committed"], facts["quorum"])
     if event == "told":
-        return Told(replica_id, at, facts["replica_id"], facts["left"])
+        return Told(name, at, facts["replica_id"], facts["left"])
     assert event == "end", f"an entry that nobody writes: {line}"
-    return Ended(replica_id, at, facts["step"], facts["accuracy"], facts["digest"])
+    return Ended(name, at, facts["step"], facts["accuracy"], facts["digest"])

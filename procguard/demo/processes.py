@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from procguard.demo.faults import name_of
 from procguard.demo.journal import Entry, parse
 from procguard.demo.keeper import MARK, sweep
 
@@ -40,11 +41,22 @@ STEERING = (
 class Life:
     """One process of a replica, and what it writes."""
 
-    def __init__(self, replica_id: str, process: subprocess.Popen[bytes], log: Path, journal: Path) -> None:
+    def __init__(
+        self,
+        replica_id: str,
+        rank: int,
+        name: str,
+        process: subprocess.Popen[bytes],
+        log: Path,
+        journal: Path,
+    ) -> None:
         self.replica_id = replica_id
+        self.rank = rank
+        self.name = name
         self.process = process
         self.log = log
-        self.killed = False
+        self.doomed = False
+        """It, or another rank of its group, was killed: it may end as it likes."""
         self._journal = journal.open("rb")
         self._unread = b""
 
@@ -52,7 +64,7 @@ class Life:
         """What it wrote since the last call."""
         *lines, self._unread = (self._unread + self._journal.read()).split(b"\n")
         for line in lines:
-            yield parse(self.replica_id, line.decode())
+            yield parse(self.name, line.decode())
 
     def close(self) -> None:
         self.process.wait()
@@ -62,8 +74,9 @@ class Life:
 class Processes:
     """Starts everything in ``folder``; use as a context manager."""
 
-    def __init__(self, folder: Path, *, proactive: bool, seed: int) -> None:
+    def __init__(self, folder: Path, *, ranks: int, proactive: bool, seed: int) -> None:
         self.folder = folder
+        self._ranks = ranks
         self._proactive = proactive
         self._seed = seed
         self._environ = _environment(folder)
@@ -92,11 +105,16 @@ class Processes:
                 return str(said["address"])
         return None
 
-    def start_replica(self, replica_id: str, address: str) -> Life:
-        """Start a process for this replica, its first or a new one."""
-        number = sum(life.replica_id == replica_id for life in self.lives) + 1
-        name = f"replica-{replica_id}-process-{number}"
-        journal = self.folder / f"{name}.jsonl"
+    def start_replica(self, replica_id: str, address: str) -> None:
+        """Start the processes of this replica, its first or new ones."""
+        run = sum(life.replica_id == replica_id and life.rank == 0 for life in self.lives)
+        for rank in range(self._ranks):
+            self._start_rank(replica_id, rank, run, address)
+
+    def _start_rank(self, replica_id: str, rank: int, run: int, address: str) -> None:
+        name = name_of(replica_id, rank, self._ranks)
+        stem = f"replica-{name.replace('/', '-rank-')}-process-{run + 1}"
+        journal = self.folder / f"{stem}.jsonl"
         journal.touch()
         options = {
             "steps": STEPS_MAX,
@@ -109,24 +127,37 @@ class Processes:
             "PROCGUARD_LIGHTHOUSE": address,
             "PROCGUARD_PROACTIVE_RECOVERY": str(int(self._proactive)),
             "REPLICA_GROUP_ID": replica_id,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(self._ranks),
+            "TORCHELASTIC_RUN_ID": "demo",
+            "TORCHELASTIC_RESTART_COUNT": str(run),
         }
         command = ["procguard.demo.train_digits", *(f"--{key}={value}" for key, value in options.items())]
-        log = self.folder / f"{name}.log"
-        life = Life(replica_id, self._start(command, log, environ), log, journal)
-        self.lives.append(life)
-        return life
+        log = self.folder / f"{stem}.log"
+        process = self._start(command, log, environ)
+        self.lives.append(Life(replica_id, rank, name, process, log, journal))
 
-    def life(self, replica_id: str) -> Life:
-        """The present process of a replica."""
-        return next(life for life in reversed(self.lives) if life.replica_id == replica_id)
+    def group(self, replica_id: str) -> list[Life]:
+        """The present processes of a replica, by rank."""
+        return [life for life in self.lives if life.replica_id == replica_id][-self._ranks :]
 
-    def send(self, replica_id: str, number: signal.Signals) -> float:
-        """Send a signal; the time right before."""
-        life = self.life(replica_id)
-        life.killed = number is signal.SIGKILL
+    def strike(self, replica_id: str, rank: int, number: signal.Signals) -> float:
+        """Send a signal to one process; the time right before."""
+        group = self.group(replica_id)
+        for life in group:
+            life.doomed = number is signal.SIGKILL
         at = time.monotonic()
-        os.kill(life.process.pid, number)
+        os.kill(group[rank].process.pid, number)
         return at
+
+    def ask_to_end(self, replica_id: str) -> None:
+        """Ask one replica; the others hear of it from its ranks, each from the one of its own number."""
+        for life in self.group(replica_id):
+            os.kill(life.process.pid, signal.SIGUSR1)
+
+    def has_ended(self, replica_id: str) -> bool:
+        """No process of this replica is left."""
+        return all(life.process.poll() is not None for life in self.group(replica_id))
 
     def entries(self) -> list[Entry]:
         """What all replicas wrote since the last call, by time."""
@@ -138,8 +169,8 @@ class Processes:
             return _obituary("the lighthouse", code, self._lighthouse_log)
         for life in self.lives:
             code = life.process.poll()
-            if code and not life.killed:
-                return _obituary(f"replica {life.replica_id} (pid {life.process.pid})", code, life.log)
+            if code and not life.doomed:
+                return _obituary(f"replica {life.name} (pid {life.process.pid})", code, life.log)
         return ""
 
     def all_exited(self) -> bool:
@@ -148,7 +179,7 @@ class Processes:
 
     def died_count(self) -> int:
         """Processes that neither the demo killed nor ended well: somebody would have to restart them."""
-        return sum(not life.killed and bool(life.process.poll()) for life in self.lives)
+        return sum(not life.doomed and bool(life.process.poll()) for life in self.lives)
 
     def close(self) -> None:
         """End all that still runs."""

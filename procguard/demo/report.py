@@ -26,12 +26,15 @@ class Result(NamedTuple):
 
     @property
     def weights(self) -> set[str]:
-        """Digests of the final weights of those that reached the end."""
-        return {end.digest for end in self.chronicle.ends.values()}
+        """Digests of the final weights of those that reached the end, of each replica its ranks in a row."""
+        ends = self.chronicle.ends
+        groups = [self.chronicle.names_of(replica_id) for replica_id in self.chronicle.replica_ids]
+        return {" ".join([ends[name].digest for name in group if name in ends]) for group in groups}
 
     @property
     def weights_equal(self) -> bool:
-        return len(self.weights) == 1 and len(self.chronicle.ends) == len(self.chronicle.replica_ids)
+        """Each rank ended with the weights that the same rank of every other replica has."""
+        return len(self.weights) == 1 and len(self.chronicle.ends) == len(self.chronicle.names)
 
     @property
     def accuracy(self) -> float:
@@ -44,7 +47,7 @@ def broken_promises(result: Result) -> list[str]:
     chronicle = result.chronicle
     broken = [result.trouble] if result.trouble else []
     for incident in chronicle.incidents:
-        victim = incident.fault.replica_id
+        victim = _victim(incident)
         untold = [survivor for survivor in incident.survivors if survivor not in incident.told]
         broken += [f"replica {survivor} was not told of replica {victim}" for survivor in untold]
         if incident.healed_at is None:
@@ -85,6 +88,7 @@ def _incident_as_json(incident: Incident) -> dict[str, Any]:
     return {
         "kind": incident.fault.kind.value,
         "replica_id": incident.fault.replica_id,
+        "rank": incident.fault.rank,
         "step": incident.step,
         "survivors": list(incident.survivors),
         "told_ms": [_rounded(told_ms) for told_ms in incident.told_ms],
@@ -104,6 +108,7 @@ def _rounded(milliseconds: float | None) -> float | None:
 
 _DEEDS = {Kind.KILL: "kill -9", Kind.STOP: "SIGSTOP"}
 _PARTICIPLES = {Kind.KILL: "killed", Kind.STOP: "stopped"}
+_RETURNS = {Kind.KILL: "is started anew", Kind.STOP: "is continued (SIGCONT)"}
 _HEALED_SINCE = {Kind.KILL: "the kill, in a new process", Kind.STOP: "SIGCONT"}
 
 
@@ -117,7 +122,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     """The table, a row for each incident."""
     return [
         (
-            incident.fault.replica_id,
+            _victim(incident),
             f"{_DEEDS[incident.fault.kind]}\nin step {incident.step}",
             ("\n" if len(incident.survivors) <= SURVIVORS_LISTED_MAX else ", ").join(_told(incident)),
             _span(incident.next_step_ms),
@@ -126,6 +131,11 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         )
         for incident in result.chronicle.incidents
     ]
+
+
+def _victim(incident: Incident) -> str:
+    """The process that was struck, as it is called."""
+    return incident.victims[incident.fault.rank]
 
 
 def _told(incident: Incident) -> list[str]:
@@ -156,7 +166,7 @@ def closing_sentence(result: Result) -> str:
     """What was shown, in words; for a run that broke no promise."""
     chronicle = result.chronicle
     told = [
-        f"replica {i.fault.replica_id} was {_PARTICIPLES[i.fault.kind]} and the others knew after "
+        f"replica {_victim(i)} was {_PARTICIPLES[i.fault.kind]} and the others knew after "
         f"{_span(max(i.told_ms))}"
         for i in chronicle.incidents
     ]
@@ -171,7 +181,7 @@ def comparison(proactive: Result, other: Result) -> str:
     pairs = zip(proactive.chronicle.incidents, other.chronicle.incidents, strict=True)
     costs = [
         f"{_span(without.next_step_ms)} instead of {_span(with_it.next_step_ms)} after the "
-        f"{with_it.fault.kind.value} of replica {with_it.fault.replica_id}"
+        f"{with_it.fault.kind.value} of replica {_victim(with_it)}"
         for with_it, without in pairs
     ]
     return f"Without proactive recovery the next step took {' and '.join(costs)}."
@@ -186,7 +196,7 @@ def _in_words(milestone: Milestone) -> str:
     incident = milestone.incident
     if incident is None:
         return "all replicas train" if milestone.stage is Stage.TRAINING else "all replicas have ended"
-    victim, kind = incident.fault.replica_id, incident.fault.kind
+    victim, kind = _victim(incident), incident.fault.kind
     if milestone.stage is Stage.STRUCK:
         return f"replica {victim}: {_DEEDS[kind]} in step {incident.step}"
     if milestone.stage is Stage.TOLD:
@@ -194,5 +204,5 @@ def _in_words(milestone: Milestone) -> str:
     if milestone.stage is Stage.RESUMED:
         return f"  the next step, without it, is done after {_span(incident.next_step_ms)}"
     if milestone.stage is Stage.RETURNED:
-        return f"replica {victim}: {'a new process is started' if kind is Kind.KILL else 'SIGCONT'}"
+        return f"replica {incident.fault.replica_id} {_RETURNS[kind]}"
     return f"  it has healed {_span(incident.healed_ms)} after {_HEALED_SINCE[kind]}"

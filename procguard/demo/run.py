@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     kills: int
     seed: int
     proactive: bool
+    ranks: int = 1
 
 
 class View(Protocol):
@@ -47,11 +48,11 @@ class _Trouble(Exception):
 def play(setting: Setting, folder: Path, view: View) -> Result:
     """Play the story that the setting's seed tells. All processes have ended when it returns, or raises."""
     replica_ids = [str(number) for number in range(setting.replicas)]
-    faults = draw(Random(setting.seed), replica_ids, setting.kills)
-    chronicle = Chronicle(replica_ids, proactive=setting.proactive)
+    faults = draw(Random(setting.seed), replica_ids, setting.kills, setting.ranks)
+    chronicle = Chronicle(replica_ids, proactive=setting.proactive, ranks=setting.ranks)
     began_at = time.monotonic()
     trouble = ""
-    with Processes(folder, proactive=setting.proactive, seed=setting.seed) as processes:
+    with Processes(folder, ranks=setting.ranks, proactive=setting.proactive, seed=setting.seed) as processes:
         run = _Run(processes, chronicle, view)
         try:
             run.start(replica_ids)
@@ -97,7 +98,7 @@ class _Run:
         elif isinstance(act, BringBack):
             self._bring_back(act.fault)
         elif isinstance(act, Finish):
-            self._processes.send(self._chronicle.replica_ids[0], signal.SIGUSR1)
+            self._processes.ask_to_end(self._chronicle.replica_ids[0])
 
     def wait(self, until: Until) -> None:
         """Follow the run until it has come so far."""
@@ -121,12 +122,15 @@ class _Run:
         time.sleep(fault.moment * STEP_TIME_MS / 1000)
         self._read()
         number = signal.SIGKILL if fault.kind is Kind.KILL else signal.SIGSTOP
-        self._chronicle.strike(fault, self._processes.send(fault.replica_id, number))
+        self._chronicle.strike(fault, self._processes.strike(fault.replica_id, fault.rank, number))
 
     def _bring_back(self, fault: Fault) -> None:
-        at = time.monotonic()
+        """As an agent does: a replica is started anew as a whole, once nothing of it is left."""
+        victim = fault.replica_id
         if fault.kind is Kind.KILL:
-            self._processes.start_replica(fault.replica_id, self._address)
+            self.wait(Until(f"all of replica {victim} has ended", lambda: self._processes.has_ended(victim)))
+            at = time.monotonic()
+            self._processes.start_replica(victim, self._address)
         else:
-            at = self._processes.send(fault.replica_id, signal.SIGCONT)
+            at = self._processes.strike(victim, fault.rank, signal.SIGCONT)
         self._chronicle.bring_back(at)

@@ -17,6 +17,8 @@ ALONE_STEPS = {Kind.KILL: 3, Kind.STOP: 40}
 """How many steps the survivors go on without the victim before it comes back."""
 LAST_STEPS = 60
 """How many steps all train together at the end."""
+END_EVERY_STEPS = 50
+"""As in examples/train_digits.py."""
 STEPS_MIN = 300
 """No run is shorter, that it may learn something."""
 
@@ -57,9 +59,16 @@ def story(faults: Sequence[Fault], chronicle: Chronicle) -> Iterator[Act]:
         yield BringBack(fault)
         yield _healing(fault, chronicle.incidents[-1])
     yield _steps(chronicle, max(LAST_STEPS, STEPS_MIN - chronicle.step))
+    yield Until("the last steps begin", lambda: _safe_to_ask(chronicle))
     yield Finish()
-    everybody = set(chronicle.replica_ids)
+    everybody = set(chronicle.names)
     yield Until("all replicas have ended", lambda: set(chronicle.ends) == everybody)
+
+
+def _safe_to_ask(chronicle: Chronicle) -> bool:
+    """The ranks of a group hear apart that they should end, and end at the next round number of steps: all
+    must hear before the same one."""
+    return chronicle.ranks == 1 or chronicle.step % END_EVERY_STEPS < END_EVERY_STEPS // 4
 
 
 def _steps(chronicle: Chronicle, count: int) -> Until:

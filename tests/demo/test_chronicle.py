@@ -8,8 +8,8 @@ from procguard.demo.chronicle import Chronicle, Incident, Stage
 from procguard.demo.faults import Fault, Kind
 from procguard.demo.journal import Ended, Stepped, Told
 
-KILL = Fault(Kind.KILL, "2", 0, 0.5)
-STOP = Fault(Kind.STOP, "2", 0, 0.5)
+KILL = Fault(Kind.KILL, "2", 0, 0, 0.5)
+STOP = Fault(Kind.STOP, "2", 0, 0, 0.5)
 
 
 def trained(*, proactive: bool = True, step: int = 10) -> Chronicle:

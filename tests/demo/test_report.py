@@ -24,7 +24,7 @@ from procguard.demo.report import (
 from procguard.demo.story import story
 from tests.demo.fake_job import FakeJob
 
-FAULTS = (Fault(Kind.KILL, "2", 60, 0.5), Fault(Kind.STOP, "0", 60, 0.5))
+FAULTS = (Fault(Kind.KILL, "2", 0, 60, 0.5), Fault(Kind.STOP, "0", 0, 60, 0.5))
 
 
 def result(*, proactive: bool = True, **changes: Any) -> Result:
@@ -108,12 +108,12 @@ def test_its_timeline() -> None:
         "replica 2: kill -9 in step 62",
         "  the others know: replica 0: 1.0 ms, replica 1: 1.0 ms",
         "  the next step, without it, is done after 21.0 ms",
-        "replica 2: a new process is started",
+        "replica 2 is started anew",
         "  it has healed 81.0 ms after the kill, in a new process",
         "replica 0: SIGSTOP in step 126",
         "  the others know: replica 1: 1.00 s, replica 2: 1.00 s",
         "  the next step, without it, is done after 1.02 s",
-        "replica 0: SIGCONT",
+        "replica 0 is continued (SIGCONT)",
         "  it has healed 20.0 ms after SIGCONT",
         "all replicas have ended",
     ]

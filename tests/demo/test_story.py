@@ -35,14 +35,14 @@ def test_every_story_comes_to_its_end(kills: int, proactive: bool) -> None:
 
 
 def test_a_fault_comes_after_its_undisturbed_steps() -> None:
-    job = played(Fault(Kind.KILL, "1", 80, 0.0), Fault(Kind.STOP, "2", 100, 0.0))
+    job = played(Fault(Kind.KILL, "1", 0, 80, 0.0), Fault(Kind.STOP, "2", 0, 100, 0.0))
     first, second = job.chronicle.incidents
     assert first.step == 1 + 80 + 1
     assert second.step > first.step + 100
 
 
 def test_the_victim_comes_back_when_the_others_have_gone_on() -> None:
-    job = played(Fault(Kind.STOP, "0", 60, 0.0))
+    job = played(Fault(Kind.STOP, "0", 0, 60, 0.0))
     (incident,) = job.chronicle.incidents
     assert set(incident.gone_on) == {"1", "2", "3"}
     assert incident.return_step - incident.step + 1 == ALONE_STEPS[Kind.STOP]
@@ -52,7 +52,7 @@ def test_the_story_waits_until_the_last_survivor_is_told() -> None:
     chronicle = Chronicle(REPLICAS, proactive=True)
     job = FakeJob(chronicle, notices=False)
     with pytest.raises(AssertionError, match="the others are told of 3"):
-        for act in story([Fault(Kind.KILL, "3", 60, 0.0)], chronicle):
+        for act in story([Fault(Kind.KILL, "3", 0, 60, 0.0)], chronicle):
             job.perform(act)
     assert job.acts == ["Strike"]
 
@@ -61,7 +61,7 @@ def test_each_wait_says_what_for() -> None:
     chronicle = Chronicle(REPLICAS, proactive=True)
     job = FakeJob(chronicle)
     said = []
-    for act in story([Fault(Kind.KILL, "3", 60, 0.0)], chronicle):
+    for act in story([Fault(Kind.KILL, "3", 0, 60, 0.0)], chronicle):
         said += [act.what] if isinstance(act, Until) else []
         job.perform(act)
     assert said == [
@@ -70,5 +70,6 @@ def test_each_wait_says_what_for() -> None:
         "the others are told of 3 and go on without it",
         "the new replica 3 has healed",
         f"all replicas reach step {STEPS_MIN}",
+        "the last steps begin",
         "all replicas have ended",
     ]

@@ -12,7 +12,7 @@ from procguard.demo.story import story
 from procguard.demo.view import LineView, LiveView
 from tests.demo.fake_job import FakeJob
 
-FAULTS = (Fault(Kind.KILL, "2", 60, 0.5),)
+FAULTS = (Fault(Kind.KILL, "2", 0, 60, 0.5),)
 
 
 def shown_by(view: LineView) -> None:
