@@ -127,7 +127,8 @@ class Group:
             if this == formed.round and formed.epoch >= asks.epoch:
                 self._effects.append(Answer((peer,), formed))
             return
-        repeated = asks.group_rank in self._asked and self._asked[asks.group_rank].asks == asks
+        known = self._asked.get(asks.group_rank)
+        repeated = known is not None and known.asks.participant == asks.participant
         self._asked[asks.group_rank] = _Asked(peer, asks, now + asks.ttl_s)
         if not repeated:
             self._retry_s = RETRY_FIRST_S

@@ -7,7 +7,6 @@ from any thread; ``lost`` ends it, from any thread too.
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -56,12 +55,14 @@ class GroupClient:
         lookup: Callable[[float], tuple[str, int] | None],
         connect: Callable[[str, int], MemberTransport],
         clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._name = name
         self._group_rank = group_rank
         self._lookup = lookup
         self._connect = connect
         self._clock = clock
+        self._pause = pause
         self._lock = threading.Lock()
         self._where: tuple[str, int] | None = None
         self._transport: MemberTransport | None = None
@@ -148,16 +149,18 @@ class GroupClient:
             now = self._clock()
             if now >= give_up_at:
                 return None
+            if self._transport is None or unanswered >= LOOKUP_AFTER:
+                self._find(min(LOOKUP_TIMEOUT_S, give_up_at - now))
+                unanswered = 0
+            if self._transport is None:
+                self._pause(RETRY_FIRST_S)
+                continue
             if now >= retry_at:
-                if self._transport is None or unanswered >= LOOKUP_AFTER:
-                    self._find(min(LOOKUP_TIMEOUT_S, give_up_at - now))
-                    unanswered = 0
-                if self._transport is not None:
-                    self._transport.send(GROUP.encode(request()))
-                    unanswered += 1
+                self._transport.send(GROUP.encode(request()))
+                unanswered += 1
                 retry_at = self._clock() + retry_s
                 retry_s = min(2 * retry_s, RETRY_LAST_S)
-            for message in self._receive(min(retry_at, give_up_at) - self._clock()):
+            for message in self._receive(self._transport, min(retry_at, give_up_at) - self._clock()):
                 unanswered = 0
                 if isinstance(message, GroupWaiting):
                     self._waiting = message
@@ -177,15 +180,11 @@ class GroupClient:
             self._transport.close()
         self._where, self._transport = where, self._connect(*where)
 
-    def _receive(self, timeout_s: float) -> list[GroupMessage]:
-        fd = self._wake_read.fileno()
-        if self._transport is None:
-            select.select([fd], [], [], max(0.0, timeout_s))
-            return []
-        if self._transport.wait(max(0.0, timeout_s), (fd,)):
+    def _receive(self, transport: MemberTransport, timeout_s: float) -> list[GroupMessage]:
+        if transport.wait(max(0.0, timeout_s), (self._wake_read.fileno(),)):
             self._wake_read.recv(WAKES_MAX)
         messages = []
-        for frame in self._transport.receive(RECEIVE_MAX):
+        for frame in transport.receive(RECEIVE_MAX):
             with suppress(ProtocolError):  # of another version: the request times out and says so
                 messages.append(GROUP.decode(frame))
         return messages

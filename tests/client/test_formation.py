@@ -12,8 +12,15 @@ from procguard.client.abort import FencedAbort
 from procguard.client.formation import Formation, Round
 from procguard.client.phases import Phases
 from procguard.client.train_state import DEFAULT_PART, Progress, TrainState
-from procguard.errors import CheckpointError, CollectiveError, QuorumTimeout, UnsupportedState
-from procguard.messages import Participant, Phase, Quorum
+from procguard.errors import (
+    CheckpointError,
+    CollectiveError,
+    ProcGuardError,
+    QuorumTimeout,
+    UnsupportedState,
+    UsageError,
+)
+from procguard.messages import Participant, Phase, Quorum, Rank
 from tests.client.fakes import (
     EPOCH,
     STOPPED,
@@ -34,10 +41,12 @@ STATE = {"procguard": OWN, "user": {DEFAULT_PART: {"weights": 1}}}
 class Stage:
     """The formation of replica ``a``, which has committed ``progress``."""
 
-    def __init__(self, quorum_retries: int = 0, init_sync: bool = True) -> None:
+    def __init__(
+        self, quorum_retries: int = 0, init_sync: bool = True, membership: FakeMembership | None = None
+    ) -> None:
         self.pg = FakeGroup()
         self.transport = FakeCheckpoints()
-        self.membership = FakeMembership()
+        self.membership = membership or FakeMembership()
         self.abort = FencedAbort("a", self.pg, self.transport, lambda: 0, self.membership.call_later)
         self.phases: list[Phase] = []
         self.state = TrainState()
@@ -278,3 +287,75 @@ def test_once_concluded_nothing_fails_it() -> None:
     assert this.conclude() is None
     assert not this.fail(CheckpointError("late"))
     assert this.error is None
+
+
+# --- one of several ranks -----------------------------------------------------------------------------
+
+
+def ranked(entry: Participant, size: int = 2) -> Participant:
+    """The same member with so many ranks, whose handles and addresses end in their number."""
+    ranks = [
+        Rank(f"{entry.ranks[0].handle}/{n}", f"{entry.ranks[0].checkpoint_metadata}/{n}") for n in range(size)
+    ]
+    return entry._replace(world_size=size, ranks=tuple(ranks))
+
+
+def of_groups(number: int, *peers: Participant, **own: Any) -> Callable[[Participant], Quorum]:
+    """A quorum of groups of two ranks, with these peers and our group as far as ``own`` says."""
+
+    def formed(asks: Participant) -> Quorum:
+        ours = ranked(asks._replace(incarnation=life(1), **own))
+        return quorum(number, ours, *map(ranked, peers))
+
+    return formed
+
+
+@pytest.fixture
+def rank_1() -> Stage:
+    return Stage(membership=FakeMembership(group_rank=1, group_world_size=2))
+
+
+def test_a_rank_asks_for_itself_and_meets_the_same_rank_of_the_others(rank_1: Stage) -> None:
+    rank_1.run(of_groups(1, peer("b")))
+    (asked,) = rank_1.membership.asked
+    assert (asked.world_size, len(asked.ranks)) == (2, 1)
+    handles, me, _ = rank_1.pg.configured[0]
+    assert handles == (f"{rank_1.pg.handle()}/1", "handle of b/1")
+    assert me == 0
+
+
+def test_a_rank_heals_from_the_same_rank_of_another_group(rank_1: Stage) -> None:
+    rank_1.transport.states["checkpoint of b/1"] = STATE
+    this = rank_1.run(of_groups(1, peer(step=8)))
+    assert this.state == STATE
+
+
+def test_a_rank_that_is_ahead_of_its_group_heals_with_it(rank_1: Stage) -> None:
+    rank_1.transport.states["checkpoint of b/1"] = STATE
+    this = rank_1.run(of_groups(1, peer(step=5), step=4))
+    assert this.behind
+    assert this.state == STATE
+
+
+def test_ranks_that_are_not_equally_far_and_have_nobody_to_heal_from(rank_1: Stage) -> None:
+    with pytest.raises(
+        ProcGuardError, match="rank 1 of replica a is at step 5, another rank of it at step 4"
+    ):
+        rank_1.run(of_groups(1, peer(step=4), step=4))
+
+
+def test_groups_of_different_sizes_cannot_train_together(rank_1: Stage) -> None:
+    def formed(asks: Participant) -> Quorum:
+        return quorum(1, ranked(asks._replace(incarnation=life(1))), ranked(peer("b"), size=4))
+
+    with pytest.raises(UsageError, match="replica b has 4 ranks, replica a has 2: give all replica groups"):
+        rank_1.run(formed)
+
+
+def test_a_rank_does_not_ask_again_by_itself_but_votes_the_step_down(rank_1: Stage) -> None:
+    rank_1.abort.hear(EPOCH, (notice("b", 2),))
+    this = rank_1.run(of_groups(1, peer("b")))
+    assert rank_1.rounds() == [1]
+    assert isinstance(this.error, CollectiveError)
+    assert this.plan is not None
+    assert not rank_1.pg.configured

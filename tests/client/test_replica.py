@@ -23,6 +23,7 @@ from procguard.errors import (
     LighthouseRejected,
     ProcGuardError,
     QuorumTimeout,
+    ReplicaGroupLost,
     UsageError,
 )
 from procguard.messages import Notice, Participant, Phase, Quorum, QuorumId
@@ -56,10 +57,10 @@ RULES = Rules(
 class Stage:
     """Replica ``a`` with its peers as the test says they are; ``weights`` is its model."""
 
-    def __init__(self, step: int = 0, **rules: Any) -> None:
+    def __init__(self, step: int = 0, membership: FakeMembership | None = None, **rules: Any) -> None:
         self.pg = FakeGroup()
         self.transport = FakeCheckpoints()
-        self.membership = FakeMembership()
+        self.membership = membership or FakeMembership()
         self.weights: Any = "own"
         self.load_error: Exception | None = None
         self.replica = Replica(
@@ -834,3 +835,55 @@ def test_an_error_while_a_collective_waits_for_the_quorum_leaves_the_buffers_alo
     show, stage.membership.show = stage.membership.show, lambda **fields: (show(**fields), asked.set())
     assert replica.allreduce(buffer).wait()
     assert buffer.tolist() == [1.0, 1.0] and stage.pg.works == []
+
+
+# --- one of several ranks -----------------------------------------------------------------------------
+
+
+def grouped(answer: Callable[[Participant], Quorum]) -> Callable[[Participant], Quorum]:
+    """The same quorum, of groups of two ranks."""
+
+    def formed(asks: Participant) -> Quorum:
+        plain = answer(asks)
+        return plain._replace(participants=tuple([p._replace(ranks=p.ranks * 2) for p in plain.participants]))
+
+    return formed
+
+
+@pytest.fixture
+def rank_1() -> Stage:
+    return Stage(5, membership=FakeMembership(group_rank=1, group_world_size=2))
+
+
+@pytest.mark.parametrize("outvoted", [False, True])
+def test_a_step_counts_if_it_counts_on_every_rank(rank_1: Stage, outvoted: bool) -> None:
+    rank_1.membership.outvoted = outvoted
+    replica = rank_1.start(grouped(of(1, *alike("b"))))
+    assert replica.should_commit() is not outvoted
+    assert rank_1.membership.votes == [(1, True)]
+    assert replica.current_step() == 5 + (not outvoted)
+
+
+def test_a_rank_whose_step_went_wrong_votes_no(rank_1: Stage) -> None:
+    replica = rank_1.start(grouped(of(1, *alike("b"))))
+    replica.report_error(RuntimeError("no"))
+    assert not replica.should_commit()
+    assert rank_1.membership.votes == [(1, False)]
+
+
+def test_the_end_of_another_rank_is_the_end_of_this_one(rank_1: Stage) -> None:
+    replica = rank_1.start(grouped(of(1, *alike("b"))))
+    cause = STOPPED._replace(text="rank 0")
+    rank_1.hears.over(EPOCH, life(1), cause)
+    assert isinstance(rank_1.membership.group_error, ReplicaGroupLost)
+    for use in (replica.should_commit, replica.start_quorum, lambda: replica.allreduce(np.zeros(1))):
+        with pytest.raises(ReplicaGroupLost, match=r"replica group a is over \(process stopped .*rank 0"):
+            use()
+    replica.shutdown()
+    assert rank_1.membership.left_at == 5
+
+
+def test_the_only_rank_goes_on_after_its_end(stage: Stage) -> None:
+    stage.hears.over(EPOCH, life(1), STOPPED)
+    assert stage.membership.group_error is None
+    assert stage.start(of(1, *alike("b"), own=2)).should_commit()

@@ -24,6 +24,8 @@ from procguard.messages import (
     Hello,
     HelloWanted,
     Leave,
+    LookedUp,
+    Lookup,
     Message,
     Obituary,
     Participant,
@@ -390,3 +392,46 @@ def test_a_refusal_says_what_to_do() -> None:
     assert "another replica_id than 'a'" in said
     assert describe_refusal(BURIED, "a").endswith("start the trainer anew")
     assert describe_refusal(Rejected(Rejection.FULL, "full", "", 0), "a") == "full"
+
+
+# --- one of several ranks -----------------------------------------------------------------------------
+
+
+def of_a_group() -> Conversation:
+    talk = Conversation()
+    talk.requests = Requests(hello(group_world_size=2, group_rank=1))
+    talk.join()
+    talk.got(welcome())
+    return talk
+
+
+def test_a_rank_asks_where_its_group_is_served_until_somebody_knows() -> None:
+    talk = of_a_group()
+    asked = Send(Lookup(TOKEN))
+    assert talk.requests.lookup(talk.now) == (asked,)
+    assert talk.got(LookedUp(life(1), "")) == ()
+    assert asked in talk.advance(0.5)
+    assert talk.got(LookedUp(life(2), "elsewhere:1")) == ()
+    assert not talk.requests.done
+    assert talk.got(LookedUp(life(1), "node0:1")) == ()
+    assert talk.requests.done
+    assert talk.requests.group_address == "node0:1"
+
+
+def test_a_lookup_at_a_lighthouse_started_anew_says_hello_first() -> None:
+    talk = of_a_group()
+    talk.requests.lookup(talk.now)
+    (said,) = talk.got(HelloWanted(EPOCH + 1))
+    assert isinstance(said, Send)
+    assert isinstance(said.message, Hello)
+    assert said.message.claim == Claim(life(1), None)
+    assert talk.got(welcome(epoch=EPOCH + 1)) == (Send(Lookup(TOKEN)),)
+
+
+def test_a_rank_never_joins_anew_by_itself() -> None:
+    talk = of_a_group()
+    talk.requests.lookup(talk.now)
+    assert talk.got(Rejoin(TOKEN, life(1), STOPPED)) == ()
+    assert talk.requests.done
+    assert talk.requests.life_over
+    assert talk.advance(10.0) == []
