@@ -32,6 +32,10 @@ from procguard.messages import Participant, Phase, Quorum, Rank
 
 _log = logging.getLogger(__name__)
 
+STALL_SHARE = 0.5
+"""Of the timeout: so long one side of a transfer may be silent. Peers wait for who heals in a collective that
+lasts one timeout, so the rest of it is theirs, to finish the step without the newcomer."""
+
 
 @dataclass
 class Round:
@@ -115,8 +119,7 @@ class Formation:
         if this.error is not None:  # reported before there was a quorum to end, or by configure
             self._abort.end(quorum.quorum_id, str(this.error))
         elif this.allow_heal:
-            self._let_heal(this)
-            self._heal(this)
+            self._exchange_state(this)
 
     def _ask(self, this: Round, broken: int) -> Quorum:
         timeout_s = this.timeout.total_seconds()
@@ -148,7 +151,8 @@ class Formation:
 
     def _configure(self, this: Round, quorum: Quorum) -> bool:
         """Connect to the others; False when the quorum was aborted meanwhile."""
-        plan = recovery_plan(quorum, self._membership.replica_id, 0, self._init_sync)
+        init_sync = self._init_sync and this.allow_heal  # else each would wait for a state that nobody serves
+        plan = recovery_plan(quorum, self._membership.replica_id, 0, init_sync)
         quorum_id = quorum.quorum_id.packed
         if quorum_id != self._configured:
             handles = [participant.ranks[0].handle for participant in quorum.participants]
@@ -165,13 +169,26 @@ class Formation:
         this.quorum = quorum  # before ``error`` is read: who reports one reads this after writing that
         return True
 
+    def _exchange_state(self, this: Round) -> None:
+        """Let others heal, or heal. Raises what the user's state is at fault for."""
+        assert this.quorum is not None
+        try:
+            self._let_heal(this)
+            self._heal(this)
+        except Exception as error:
+            # The train loop hears of it; the others would wait for a state, and for collectives, in vain.
+            self._abort.end(this.quorum.quorum_id, f"its state cannot be shared: {error}")
+            raise
+
     def _let_heal(self, this: Round) -> None:
         plan = this.plan
         assert plan is not None
         if not plan.healers:
             return
         try:
-            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state.save(), self._timeout)
+            self._transport.send_checkpoint(
+                list(plan.healers), plan.step, self._state.save(), self._timeout * STALL_SHARE
+            )
         except UnsupportedState:
             raise
         except CheckpointError as error:  # the quorum was aborted: nobody waits for it any more
@@ -186,7 +203,9 @@ class Formation:
         where = source.ranks[0].checkpoint_metadata
         try:
             with self._phases.during(Phase.HEAL):
-                this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)
+                this.state = self._transport.recv_checkpoint(
+                    plan.source, where, plan.step, self._timeout * STALL_SHARE
+                )
         except CheckpointError as error:
             _log.warning("Healing from %s failed, the next step tries again: %s", source.replica_id, error)
         else:
