@@ -342,12 +342,12 @@ def test_jobs_with_the_same_names_do_not_disturb_each_other(tmp_path: Path) -> N
         assert not any(trainer.said("told") for trainer in ours)
         assert [trainer.incarnation for trainer in ours] == before
         assert [len(trainer.said("step", committed=False)) for trainer in ours] == steps
-        for trainers, states in ((ours, ("ALIVE", "ALIVE")), (theirs, ("ALIVE", "FAILED"))):
+        alive, failed = MemberState.ALIVE, MemberState.FAILED
+        for trainers, states in ((ours, [alive, alive]), (theirs, [alive, failed])):
             members = job.members(trainers[0].job_id)
-            assert [(name, m.state.name) for name, m in members.items()] == list(
-                zip("01", states, strict=True)
-            )
-            assert [m.process.pid for m in members.values()] == [trainer.pid for trainer in trainers]
+            assert list(members) == ["0", "1"]
+            assert [member.state for member in members.values()] == states
+            assert [member.process.pid for member in members.values()] == [t.pid for t in trainers]
         job.check()
 
 

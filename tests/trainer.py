@@ -151,7 +151,7 @@ def hold_the_gil() -> None:
 
 
 def hesitate(mark: str) -> None:
-    """The first of those told so that serves its state stops in the middle, until there is a file ``mark``.go"""
+    """Of those told so, the first that serves its state stops in the middle until there is ``mark``.go."""
     parts, wait = Encoded.parts, threading.Event().wait
 
     def hesitating(self: Encoded) -> Iterator[memoryview]:
