@@ -32,7 +32,7 @@ from tests.client.fakes import DEADLINE_S, FakeMembership, quorum
 
 LONG = timedelta(seconds=60)  # is never waited for, unless something is broken
 ENDLESS = timedelta(hours=1)  # nor is this: a test that does ends by its deadline
-SHORT = timedelta(seconds=4)  # half of it is waited for, where silence is what is tested
+SHORT = timedelta(seconds=6)  # half of it is waited for, where silence is what is tested
 STATE_BYTES = 3 * CHUNK_BYTES
 BLOW_BYTES = CHUNK_BYTES + (CHUNK_BYTES >> 1)
 """The line is struck when so much has passed."""
@@ -250,7 +250,7 @@ def stages() -> Iterator[Callable[..., Healing]]:
     [
         (Line.cut, LONG, r"reset|ended in the middle"),
         (Line.change_a_byte, LONG, r"checksum of buffer 0 does not match"),
-        (Line.fall_silent, SHORT, r"no progress for 2 s"),
+        (Line.fall_silent, SHORT, r"no progress for 3 s"),
     ],
     ids=["cut off", "corrupted", "black hole"],
 )
