@@ -40,6 +40,17 @@ PIECE_BYTES = 1 << 16
 HANG_UP = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset."""
 
+RULES = Rules(
+    min_replica_size=1,
+    use_async_quorum=True,
+    world_size_mode=WorldSizeMode.DYNAMIC,
+    init_sync=True,
+    timeout=LONG,
+    quorum_timeout=LONG,
+    quorum_retries=0,
+    max_retries=None,
+)
+
 Blow = Callable[["Line", bytes], bytes | None]
 
 
@@ -168,8 +179,8 @@ class Outcome(NamedTuple):
 class Healing:
     """Replicas by name, in training at the step that each is given."""
 
-    def __init__(self, timeout: timedelta = LONG) -> None:
-        self._rules = Rules(1, True, WorldSizeMode.DYNAMIC, True, timeout, LONG, 0, None)
+    def __init__(self, **rules: Any) -> None:
+        self._rules = RULES._replace(**rules)
         self._stack = ExitStack()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(8))
         self.table = Table()
@@ -235,8 +246,8 @@ class Healing:
 def stages() -> Iterator[Callable[..., Healing]]:
     with ExitStack() as stack:
 
-        def make(timeout: timedelta = LONG, **steps: int) -> Healing:
-            stage = Healing(timeout)
+        def make(rules: dict[str, Any] | None = None, **steps: int) -> Healing:
+            stage = Healing(**(rules or {}))
             stack.callback(stage.close)
             for name, step in steps.items():
                 stage.add(name, step)
@@ -261,7 +272,7 @@ def test_a_line_struck_in_mid_transfer(
     timeout: timedelta,
     said: str,
 ) -> None:
-    stage = stages(timeout, a=5, b=5, c=0)
+    stage = stages({"timeout": timeout}, a=5, b=5, c=0)
     stage.lines["a"].blow = blow
     outcomes = stage.step("a", "b", "c")
     assert outcomes == {
@@ -296,10 +307,49 @@ def test_two_heal_at_once(
     assert stage.step(*outcomes) == dict.fromkeys(outcomes, Outcome(True, 1.0, None))
 
 
+SPARES = {"world_size_mode": WorldSizeMode.FIXED_WITH_SPARES}
+
+
+@pytest.mark.parametrize(
+    ("rules", "ranks"),
+    [
+        pytest.param({}, [0, 1, None], id="async"),
+        pytest.param({"use_async_quorum": False}, [0, 1, 2], id="sync"),
+        pytest.param({"min_replica_size": 1, **SPARES}, [0, None, None], id="async, spares"),
+        pytest.param(
+            {"min_replica_size": 2, "use_async_quorum": False, **SPARES}, [0, 1, None], id="sync, spares"
+        ),
+    ],
+)
+def test_in_each_mode_all_agree_on_who_contributes(
+    stages: Callable[..., Healing], rules: dict[str, Any], ranks: list[int | None]
+) -> None:
+    """The average over those who contribute, each a one, is one; and everybody has taken the step."""
+    stage = stages(rules, a=5, b=5, c=0)
+    outcomes = stage.step("a", "b", "c")
+    assert [replica.participating_rank() for replica in stage.replicas.values()] == ranks
+    contributing = [rank for rank in ranks if rank is not None]
+    assert {replica.num_participants() for replica in stage.replicas.values()} == {len(contributing)}
+    assert {(outcome.committed, outcome.gradient) for outcome in outcomes.values()} == {(True, 1.0)}
+    assert stage.all_hold(6, "a", "b", "c")
+    assert len({replica.batches_committed() for replica in stage.replicas.values()}) == 1
+
+
+@pytest.mark.parametrize("init_sync", [True, False])
+def test_the_first_step_of_all(stages: Callable[..., Healing], init_sync: bool) -> None:
+    stage = stages({"init_sync": init_sync, "min_replica_size": 3}, a=0, b=0, c=0)
+    for number, name in enumerate("abc"):
+        stage.weights[name] += 100 * number
+    outcomes = stage.step("a", "b", "c")
+    assert {(outcome.committed, outcome.gradient) for outcome in outcomes.values()} == {(True, 1.0)}
+    firsts = [int(stage.weights[name][0]) for name in "abc"]
+    assert firsts == ([1, 1, 1] if init_sync else [1, 101, 201])
+
+
 def test_an_object_that_cannot_be_sent_is_its_owners_error_and_keeps_nobody_waiting(
     stages: Callable[..., Healing],
 ) -> None:
-    stage = stages(ENDLESS, a=5, b=5, c=0)
+    stage = stages({"timeout": ENDLESS}, a=5, b=5, c=0)
     stage.weights["a"] = {"layers": [{"hook": object()}]}
     outcomes = stage.step("a", "b", "c")
     assert isinstance(outcomes["a"], UnsupportedState)
