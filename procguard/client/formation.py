@@ -185,14 +185,14 @@ class Formation:
         assert plan is not None
         if not plan.healers:
             return
+        stall = self._timeout * STALL_SHARE
         try:
-            self._transport.send_checkpoint(
-                list(plan.healers), plan.step, self._state.save(), self._timeout * STALL_SHARE
-            )
+            state = self._state.save(stall.total_seconds())
+            self._transport.send_checkpoint(list(plan.healers), plan.step, state, stall)
         except UnsupportedState:
             raise
-        except CheckpointError as error:  # the quorum was aborted: nobody waits for it any more
-            _log.info("No state was served: %s", error)
+        except CheckpointError as error:  # the quorum was aborted, or the train loop holds its state
+            _log.warning("No state was served: %s", error)
 
     def _heal(self, this: Round) -> None:
         plan, quorum = this.plan, this.quorum

@@ -34,7 +34,7 @@ STATE = {"procguard": OWN, "user": {DEFAULT_PART: {"weights": 1}}}
 class Stage:
     """The formation of replica ``a``, which has committed ``progress``."""
 
-    def __init__(self, quorum_retries: int = 0, init_sync: bool = True) -> None:
+    def __init__(self, quorum_retries: int = 0, init_sync: bool = True, timeout: timedelta = MINUTE) -> None:
         self.pg = FakeGroup()
         self.transport = FakeCheckpoints()
         self.membership = FakeMembership()
@@ -51,7 +51,7 @@ class Stage:
             Phases(lambda phase, signs: self.phases.append(phase)),
             host="10.0.0.1",
             init_sync=init_sync,
-            timeout=MINUTE,
+            timeout=timeout,
             quorum_retries=quorum_retries,
             state=self.state,
         )
@@ -252,6 +252,18 @@ def test_a_state_that_cannot_be_served_is_the_callers_mistake(stage: Stage, erro
         stage.run(of(1, peer(step=3)))
     assert stage.pg.aborted == [quorum(1, peer()).quorum_id.packed], "nobody waits for its collectives"
     assert stage.transport.is_aborted, "nor for its state"
+
+
+def test_a_state_that_may_not_be_read_is_not_served_and_the_step_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage(timeout=timedelta(milliseconds=2))
+    stage.state.disallow_read()
+    this = stage.run(of(1, peer(step=3)))
+    assert this.error is None
+    assert stage.transport.sent == []
+    assert stage.pg.aborted == []
+    assert "did not allow the state to be read for 0.001 s" in caplog.text
 
 
 def test_a_silent_peer_costs_less_than_the_collective_in_which_the_others_wait(stage: Stage) -> None:
