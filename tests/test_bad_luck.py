@@ -275,6 +275,25 @@ def test_a_trainer_that_makes_no_progress_and_comes_to_itself(tmp_path: Path, wo
         job.check()
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["spin(manager.report_progress)", "with manager.pause_progress('an evaluation'): spin()"],
+    ids=["signs", "pause"],
+)
+def test_a_long_step_that_says_so_is_no_event(tmp_path: Path, words: str) -> None:
+    with Job(tmp_path) as job:
+        both = job.fill("0", "1", PROCGUARD_PROGRESS_TIMEOUT_SEC="2")
+        before = [trainer.incarnation for trainer in both]
+        both[1].hang(words)
+        begun_at_s = job.snapshot().uptime_s
+        job.until(lambda: job.snapshot().uptime_s > begun_at_s + 3, "it was at it for three seconds")
+        os.kill(both[1].pid, signal.SIGUSR1)
+        job.trains(*both)
+        assert [trainer.incarnation for trainer in both] == before
+        assert not any(trainer.said("step", committed=False) for trainer in both)
+        job.check()
+
+
 # --- healing ends in the middle -----------------------------------------------------------------------
 
 BALLAST = {"BALLAST_BYTES": str(3 << 24)}

@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -134,13 +134,13 @@ def hang() -> None:
     signal.pause()
 
 
-def spin() -> None:
-    """Compute in this step until SIGUSR1 comes."""
+def spin(sign: Callable[[], None] = lambda: None) -> None:
+    """Compute in this step until SIGUSR1 comes, giving signs of progress."""
     freed: list[int] = []
     signal.signal(signal.SIGUSR1, lambda number, frame: freed.append(number))
     say("hanging")
     while not freed:
-        pass
+        sign()
 
 
 def hold_the_gil() -> None:
