@@ -121,6 +121,17 @@ class Formation:
         elif this.allow_heal:
             self._exchange_state(this)
 
+    def _exchange_state(self, this: Round) -> None:
+        """Let others heal, or heal. Raises what the user's state is at fault for."""
+        assert this.quorum is not None
+        try:
+            self._let_heal(this)
+            self._heal(this)
+        except Exception as error:
+            # The train loop hears of it; the others would wait for a state, and for collectives, in vain.
+            self._abort.end(this.quorum.quorum_id, f"its state cannot be shared: {error}")
+            raise
+
     def _ask(self, this: Round, broken: int) -> Quorum:
         timeout_s = this.timeout.total_seconds()
         for attempt in range(self._quorum_retries + 1):
@@ -168,17 +179,6 @@ class Formation:
         this.plan, this.behind = plan, plan.heals
         this.quorum = quorum  # before ``error`` is read: who reports one reads this after writing that
         return True
-
-    def _exchange_state(self, this: Round) -> None:
-        """Let others heal, or heal. Raises what the user's state is at fault for."""
-        assert this.quorum is not None
-        try:
-            self._let_heal(this)
-            self._heal(this)
-        except Exception as error:
-            # The train loop hears of it; the others would wait for a state, and for collectives, in vain.
-            self._abort.end(this.quorum.quorum_id, f"its state cannot be shared: {error}")
-            raise
 
     def _let_heal(self, this: Round) -> None:
         plan = this.plan
