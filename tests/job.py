@@ -46,6 +46,7 @@ class Trainer:
         self.events: list[Event] = []
         self.struck: list[str] = []
         """Incarnations that the test put an end to."""
+        self.job_id = environ.get("PROCGUARD_JOB_ID", "default")
         self.is_threaded = environ.get("PROCGUARD_PROACTIVE_RECOVERY") == "0"
         self._job = job
         self._log = log
@@ -103,10 +104,10 @@ class Trainer:
         self.process.stdin.write(json.dumps(words) + "\n")
         self.process.stdin.flush()
 
-    def hang(self) -> None:
+    def hang(self, words: str = "hang()") -> None:
         """Return when it has stopped in the middle of a step, with the others waiting in their collective."""
         before = len(self.said("hanging"))
-        self.do("hang()")
+        self.do(words)
         self._job.until(lambda: len(self.said("hanging")) > before, f"{self.replica_id} hangs")
 
     def strike(self, number: signal.Signals) -> None:
@@ -180,7 +181,8 @@ class Job:
 
     def fill(self, *replica_ids: str, **environ: str) -> list[Trainer]:
         """These replicas, in training together, each with its listener; who has no process gets one."""
-        living = {trainer.replica_id: trainer for trainer in self.trainers if trainer.lives}
+        job_id = environ.get("PROCGUARD_JOB_ID", "default")
+        living = {t.replica_id: t for t in self.trainers if t.lives and t.job_id == job_id}
         trainers = [living.get(replica_id) or self.start(replica_id, **environ) for replica_id in replica_ids]
         self.trains(*trainers)
         self.until(lambda: all(trainer.is_watched for trainer in trainers), "listeners watch all of them")

@@ -9,6 +9,7 @@ until all is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from procguard import codec
 from procguard.adapters.memory import MemoryMember, MemoryNetwork
@@ -25,6 +26,7 @@ from procguard.messages import (
     Claim,
     Hello,
     Incarnation,
+    JobView,
     MemberView,
     Message,
     Notice,
@@ -110,23 +112,31 @@ class Listener:
 
 
 class Trainer:
-    """One process: it asks when the test says so, and its listener does the rest."""
+    """One process: it asks when the test says so, and its listener does the rest.
 
-    def __init__(self, stage: Stage, name: str, *, proactive: bool = True) -> None:
+    ``name`` is its replica id, or ``job:replica_id`` in another job than ``JOB``. ``said`` are fields of its
+    Hello.
+    """
+
+    def __init__(self, stage: Stage, name: str, *, proactive: bool = True, **said: Any) -> None:
         self.stage = stage
         self.name = name
+        job, _, self.replica_id = name.rpartition(":")
         self.proactive = proactive
         number = stage.next_number()
         self.process = Process("host", "boot", number, 7 * number)
         token = f"token {number:010d}".encode()
-        self.hello = Hello(JOB, name, token, self.process, 0, 1, "", None, b"", "", 0, 1, 0.0)
+        hello = Hello(job or JOB, self.replica_id, token, self.process, 0, 1, "", None, b"", "", 0, 1, 0.0)
+        self.hello = hello._replace(**said)
         self.requests = Requests(self.hello)
         self.wire = Wire(stage.network)
         self.listener: Listener | None = None
         self.seen = listening.Trainer(Phase.COMPUTE)
         self.is_running = True
         self.pg = FakeGroup()
-        self.abort = FencedAbort(name, self.pg, FakeCheckpoints(), lambda: self.seen.step, self._call_later)
+        self.abort = FencedAbort(
+            self.replica_id, self.pg, FakeCheckpoints(), lambda: self.seen.step, self._call_later
+        )
         self.told: list[Notice] = []
         self.abort.on_failure(self.told.append)
         self.lives: list[Incarnation] = []
@@ -155,11 +165,15 @@ class Trainer:
         self.round += 1
         if self.over is not None:
             self.requests.life_is_over(self.over)
-        asks = participant(self.name, 0, round=self.round, step=self.seen.step, commit_failures=broken)
+        asks = participant(self.replica_id, 0, round=self.round, step=self.seen.step, commit_failures=broken)
         self._perform(self.requests.ask(asks, ASK_S, self.stage.clock()))
 
     def commit(self) -> None:
         self.seen = self.seen._replace(step=self.seen.step + 1)
+
+    def does(self, phase: Phase) -> None:
+        """From now on, which is a sign of progress."""
+        self.seen = self.seen._replace(phase=phase, progress=self.seen.progress + 1)
 
     def leave(self) -> None:
         self._perform(self.requests.leave(self.seen.step, self.stage.clock()))
@@ -307,10 +321,10 @@ class Stage:
         self.advance(seconds)
         self._is_hanging = False
 
-    def add(self, *names: str, proactive: bool = True) -> None:
+    def add(self, *names: str, proactive: bool = True, **said: Any) -> None:
         """New processes join, and beat."""
         for name in names:
-            trainer = Trainer(self, name, proactive=proactive)
+            trainer = Trainer(self, name, proactive=proactive, **said)
             self.trainers[name] = trainer
             trainer.join()
         self.settle()
@@ -368,12 +382,17 @@ class Stage:
         assert formed[0] is not None
         assert formed == [formed[0]] * len(formed), "all have the same"
         members = [(p.replica_id, p.incarnation) for p in formed[0].participants]
-        assert members == [(name, self[name].incarnation) for name in sorted(among or names)]
+        trainers = [self[name] for name in sorted(among or names)]
+        assert members == [(trainer.replica_id, trainer.incarnation) for trainer in trainers]
         return formed[0]
 
+    def job(self, job_id: str = JOB) -> JobView:
+        (job,) = self.core.snapshot(job_id, self.clock()).jobs
+        return job
+
     def member(self, name: str) -> MemberView:
-        (job,) = self.core.snapshot(JOB, self.clock()).jobs
-        return next(member for member in job.members if member.replica_id == name)
+        job_id, _, replica_id = name.rpartition(":")
+        return next(m for m in self.job(job_id or JOB).members if m.replica_id == replica_id)
 
     def wires(self) -> Iterator[Wire]:
         """Of each trainer its own, then its listener's."""

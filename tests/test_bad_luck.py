@@ -255,6 +255,121 @@ def test_a_stop_shorter_than_the_heartbeat_timeout_is_no_event(tmp_path: Path) -
         job.check()
 
 
+# --- a trainer makes no progress ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["spin()", "hold_the_gil()"])
+def test_a_trainer_that_makes_no_progress_and_comes_to_itself(tmp_path: Path, words: str) -> None:
+    with Job(tmp_path) as job:
+        both = survivor, victim = job.fill("0", "1", PROCGUARD_PROGRESS_TIMEOUT_SEC="2")
+        victim.struck.append(victim.incarnation)
+        victim.hang(words)
+        assert job.told(victim, [survivor]) == {"no progress (none for 2 s in compute)"}
+        job.trains(survivor)
+        assert job.members()["1"].state is MemberState.FAILED, "its listener does not revive it"
+        healed = len(victim.said("healed"))
+        os.kill(victim.pid, signal.SIGUSR1)
+        job.trains(*both)
+        assert victim.incarnation not in victim.struck
+        assert len(victim.said("healed")) > healed
+        job.check()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["spin(manager.report_progress)", "with manager.pause_progress('an evaluation'): spin()"],
+    ids=["signs", "pause"],
+)
+def test_a_long_step_that_says_so_is_no_event(tmp_path: Path, words: str) -> None:
+    with Job(tmp_path) as job:
+        both = job.fill("0", "1", PROCGUARD_PROGRESS_TIMEOUT_SEC="2")
+        before = [trainer.incarnation for trainer in both]
+        both[1].hang(words)
+        begun_at_s = job.snapshot().uptime_s
+        job.until(lambda: job.snapshot().uptime_s > begun_at_s + 3, "it was at it for three seconds")
+        os.kill(both[1].pid, signal.SIGUSR1)
+        job.trains(*both)
+        assert [trainer.incarnation for trainer in both] == before
+        assert not any(trainer.said("step", committed=False) for trainer in both)
+        job.check()
+
+
+# --- healing ends in the middle -----------------------------------------------------------------------
+
+BALLAST = {"BALLAST_BYTES": str(3 << 24)}
+
+
+def midway(job: Job, mark: Path) -> tuple[list[Trainer], Trainer, Trainer]:
+    """Three in training, the source of those three, and a newcomer that has half of its state."""
+    trio = job.fill(*REPLICAS, **BALLAST)
+    for trainer in trio:
+        trainer.do(f"hesitate({str(mark)!r})")
+    job.until(lambda: all(trainer.said("hesitates") for trainer in trio), "all will hesitate")
+    newcomer = job.start("newcomer", **BALLAST)
+    job.until(lambda: any(trainer.said("midway") for trainer in trio), "one serves its state")
+    (source,) = [trainer for trainer in trio if trainer.said("midway")]
+    return trio, source, newcomer
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [(signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "process stopped (SIGSTOP)")],
+    ids=["SIGKILL", "SIGSTOP"],
+)
+def test_a_source_is_struck_in_mid_transfer(tmp_path: Path, number: signal.Signals, cause: str) -> None:
+    mark = tmp_path / "mark"
+    with Job(tmp_path) as job:
+        trio, source, newcomer = midway(job, mark)
+        survivors = [trainer for trainer in trio if trainer is not source]
+        source.strike(number)
+        assert job.told(source, survivors) == {cause}
+        job.trains(*survivors, newcomer)
+        assert len(newcomer.said("healed")) == 1, "from another source"
+        mark.with_suffix(".go").touch()
+        if number is signal.SIGSTOP:
+            os.killpg(source.pid, signal.SIGCONT)
+            job.trains(*trio, newcomer)
+        job.check()
+
+
+def test_a_newcomer_is_killed_in_mid_transfer(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with Job(tmp_path) as job:
+        trio, _, newcomer = midway(job, mark)
+        newcomer.struck.append(str(job.members()["newcomer"].incarnation))
+        newcomer.process.kill()
+        mark.with_suffix(".go").touch()
+        assert job.told(newcomer, trio) == {"killed by SIGKILL"}
+        job.trains(*trio)
+        job.check()
+
+
+# --- several jobs -------------------------------------------------------------------------------------
+
+
+def test_jobs_with_the_same_names_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with Job(tmp_path) as job:
+        ours = job.fill("0", "1", PROCGUARD_JOB_ID="train")
+        theirs = survivor, victim = job.fill("0", "1", PROCGUARD_JOB_ID="train2")
+        before = [trainer.incarnation for trainer in ours]
+        steps = [len(trainer.said("step", committed=False)) for trainer in ours]
+        victim.hang()
+        victim.strike(signal.SIGKILL)
+        assert job.told(victim, [survivor]) == {"killed by SIGKILL"}
+        job.trains(survivor)
+        job.trains(*ours)
+        assert not any(trainer.said("told") for trainer in ours)
+        assert [trainer.incarnation for trainer in ours] == before
+        assert [len(trainer.said("step", committed=False)) for trainer in ours] == steps
+        alive, failed = MemberState.ALIVE, MemberState.FAILED
+        for trainers, states in ((ours, [alive, alive]), (theirs, [alive, failed])):
+            members = job.members(trainers[0].job_id)
+            assert list(members) == ["0", "1"]
+            assert [member.state for member in members.values()] == states
+            assert [member.process.pid for member in members.values()] == [t.pid for t in trainers]
+        job.check()
+
+
 # --- a trainer has children ---------------------------------------------------------------------------
 
 

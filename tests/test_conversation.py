@@ -7,6 +7,7 @@ import random
 import pytest
 
 from procguard.client.link_words import LastWords
+from procguard.client.recovery_plan import recovery_plan
 from procguard.messages import (
     Cause,
     CauseKind,
@@ -14,6 +15,7 @@ from procguard.messages import (
     MemberState,
     Notice,
     NoticeBatch,
+    Phase,
     QuorumFormed,
     Reason,
     Rejection,
@@ -287,6 +289,160 @@ def test_one_that_was_given_up_does_not_pass_as_alive_with_a_lighthouse_that_for
     assert trio["c"].incarnation > first
     trio.advance(5.0)
     assert trio.member("c").state is MemberState.ALIVE
+
+
+# --- without progress ---------------------------------------------------------------------------------
+
+BOUND_S = 3.0
+
+
+def bounded(*names: str) -> Stage:
+    """These train together, and have declared how long they compute at most."""
+    stage = Stage()
+    stage.add(*names, progress_timeout_s=BOUND_S)
+    stage.quorum(*names)
+    for name in names:
+        stage[name].does(Phase.COMPUTE)
+    stage.advance(0.1)
+    return stage
+
+
+@pytest.mark.parametrize("holds_gil", [False, True], ids=["spins", "holds the GIL"])
+@pytest.mark.parametrize("names", [("a", "b"), NAMES], ids=["of two", "of three"])
+def test_a_wedged_trainer_is_given_up_the_others_go_on_and_it_may_come_back(
+    names: tuple[str, ...], holds_gil: bool
+) -> None:
+    stage = bounded(*names)
+    *survivors, victim = names
+    wedged = stage[victim]
+    first = wedged.incarnation
+    wedged.is_running = not holds_gil
+    for name in survivors:
+        stage[name].does(Phase.COLLECTIVE)
+    stage.advance(BOUND_S - 0.2)
+    stage.nobody_was_told()
+    stage.advance(0.4)
+    cause = only_told(stage, victim, *survivors).cause
+    assert (cause.kind, cause.text) == (CauseKind.STALLED, "none for 3 s in compute")
+    assert [len(stage[name].pg.aborted) for name in names] == [1] * len(names), "its own too"
+    stage.quorum(*survivors)
+    for _ in range(3):
+        for name in survivors:
+            stage[name].does(Phase.COMPUTE)
+            stage[name].commit()
+        stage.advance(BOUND_S - 0.5)
+        stage.quorum(*survivors)
+    assert stage.member(victim).state is MemberState.FAILED, "its listener does not revive it"
+
+    wedged.is_running = True
+    wedged.does(Phase.COMPUTE)
+    wedged.ask()
+    stage.settle()
+    formed = stage.quorum(*survivors, among=names)
+    assert wedged.incarnation > first
+    assert recovery_plan(formed, victim, 0, init_sync=True).heals
+    for name in names:
+        stage[name].does(Phase.COMPUTE)
+    stage.advance(BOUND_S - 0.2)
+    only_told(stage, victim, *survivors)
+    assert wedged.told == []
+
+
+def test_who_waits_is_not_blamed_however_long() -> None:
+    stage = bounded(*NAMES)
+    stage.add("d", progress_timeout_s=BOUND_S)
+    for name, phase in zip(NAMES, (Phase.COLLECTIVE, Phase.HEAL, Phase.PAUSED), strict=True):
+        stage[name].does(phase)
+    stage["d"].does(Phase.QUORUM)
+    stage["d"].ask()
+    stage.advance(SETTINGS.join_timeout_s - 5)
+    stage.nobody_was_told()
+    stage["c"].does(Phase.COMPUTE)
+    stage.advance(BOUND_S + 0.2)
+    only_told(stage, "c", "a", "b", "d")
+
+
+def test_signs_of_progress_keep_a_long_step_alive() -> None:
+    stage = bounded("a", "b")
+    stage["a"].does(Phase.COLLECTIVE)
+    for _ in range(20):
+        stage.advance(BOUND_S - 0.2)
+        stage["b"].does(Phase.COMPUTE)
+    stage.nobody_was_told()
+
+
+def test_a_restarted_lighthouse_gives_a_wedged_trainer_its_time_again_and_no_more() -> None:
+    stage = bounded(*NAMES)
+    stage["a"].does(Phase.COLLECTIVE)
+    stage["b"].does(Phase.COLLECTIVE)
+    stage.advance(BOUND_S - 0.5)
+    stage.restart_lighthouse()
+    stage.advance(BOUND_S - 0.2)
+    stage.nobody_was_told()
+    stage.advance(0.5)
+    assert only_told(stage, "c", "a", "b").cause.kind is CauseKind.STALLED
+    stage.quorum("a", "b")
+
+
+def test_what_a_hanging_lighthouse_did_not_see_is_no_lack_of_progress() -> None:
+    stage = bounded(*NAMES)
+    stage.hang_lighthouse(2 * BOUND_S)
+    for name in NAMES:
+        stage[name].does(Phase.COMPUTE)
+    stage.advance(BOUND_S - 0.2)
+    stage.nobody_was_told()
+
+
+# --- jobs ---------------------------------------------------------------------------------------------
+
+
+def test_jobs_with_the_same_names_do_not_know_of_each_other(trio: Stage) -> None:
+    """Not even where the name of one job begins with that of the other."""
+    theirs = ("train2:a", "train2:b")
+    trio.add(*theirs, min_replicas=2)
+    trio.quorum(*theirs)
+    ours = trio.quorum(*NAMES)
+    assert {ours.job_id, trio.await_quorum(*theirs).job_id} == {"train", "train2"}
+
+    trio["train2:b"].die()
+    trio.advance(5.0)
+    trio.trainers.pop("train2:b")
+    assert only_told(trio, "b", "train2:a").incarnation > trio["b"].incarnation
+    assert [trio[name].told for name in NAMES] == [[], [], []]
+    assert (trio.job("train").seq, trio.job("train2").seq) == (0, 1)
+    assert [m.state for m in trio.job("train2").members] == [MemberState.ALIVE, MemberState.FAILED]
+    assert [m.state for m in trio.job("train").members] == [MemberState.ALIVE] * 3
+
+    trio["train2:a"].ask()
+    trio.advance(5.0)
+    waiting = trio["train2:a"].requests.waiting
+    assert waiting is not None
+    assert waiting.reason is Reason.TOO_FEW_REPLICAS, "its own min_replicas"
+    assert trio.quorum(*NAMES).quorum_id == ours.quorum_id
+
+    trio["a"].die()
+    trio.settle()
+    trio.trainers.pop("a")
+    only_told(trio, "a", "b", "c")
+    assert len(trio["train2:a"].told) == 1
+    assert len(trio["train2:a"].pg.aborted) == 1, "when its own b died"
+    trio.quorum("b", "c")
+
+
+def test_a_restarted_lighthouse_keeps_jobs_apart(trio: Stage) -> None:
+    theirs = ("train2:a", "train2:b", "train2:c")
+    trio.add(*theirs)
+    trio.quorum(*theirs)
+    lives = {name: trainer.incarnation for name, trainer in trio.trainers.items()}
+    trio.restart_lighthouse()
+    trio.advance(5.0)
+    assert trio.quorum(*NAMES).quorum_id != trio.quorum(*theirs).quorum_id
+    trio.nobody_was_told()
+    assert {name: trainer.incarnation for name, trainer in trio.trainers.items()} == lives
+    trio["train2:c"].die()
+    trio.settle()
+    only_told(trio, "c", "train2:a", "train2:b")
+    assert [trio[name].told for name in NAMES] == [[], [], []]
 
 
 # --- what the wire loses ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ random, and each replica has gradients of its own.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -20,13 +21,16 @@ import signal
 import sys
 import threading
 import zlib
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from procguard.adapters.collective import RingProcessGroup
 from procguard.client import Manager
+from procguard.client.state_stream import CHUNK_BYTES, Encoded
 from procguard.errors import UsageError
 from procguard.messages import Notice
 
@@ -48,6 +52,8 @@ class Trainer:
             state_dict=lambda: self.weights,
             min_replica_size=1,
         )
+        self.ballast = np.zeros(int(os.environ.get("BALLAST_BYTES", "0")), np.uint8)
+        self.manager.register_state_dict_fn("ballast", lambda ballast: None, lambda: self.ballast)
         self.manager.on_failure(told)
         self._share = zlib.crc32(self.manager.replica_id().encode())
 
@@ -126,6 +132,48 @@ def hang() -> None:
     """Stay in this step until the process ends, or a signal comes."""
     say("hanging")
     signal.pause()
+
+
+def spin(sign: Callable[[], None] = lambda: None) -> None:
+    """Compute in this step until SIGUSR1 comes, giving signs of progress."""
+    freed: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: freed.append(number))
+    say("hanging")
+    while not freed:
+        sign()
+
+
+def hold_the_gil() -> None:
+    """Let no other thread run until SIGUSR1 comes."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    say("hanging")
+    ctypes.PyDLL(None).pause()
+
+
+def hesitate(mark: str) -> None:
+    """Of those told so, the first that serves its state stops in the middle until there is ``mark``.go."""
+    parts, wait = Encoded.parts, threading.Event().wait
+
+    def hesitating(self: Encoded) -> Iterator[memoryview]:
+        sent_bytes = 0
+        for part in parts(self):
+            yield part
+            sent_bytes += len(part)
+            if sent_bytes >= CHUNK_BYTES and is_first(mark):
+                say("midway")
+                while not Path(f"{mark}.go").exists():
+                    wait(0.01)
+
+    Encoded.parts = hesitating  # type: ignore[method-assign]
+    say("hesitates")
+
+
+def is_first(mark: str) -> bool:
+    try:
+        Path(mark).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def use_inherited(manager: Manager) -> None:

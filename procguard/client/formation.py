@@ -35,6 +35,10 @@ from procguard.messages import Participant, Phase, Quorum, Rank
 
 _log = logging.getLogger(__name__)
 
+STALL_SHARE = 0.5
+"""Of the timeout: so long one side of a transfer may be silent. Peers wait for who heals in a collective that
+lasts one timeout, so the rest of it is theirs, to finish the step without the newcomer."""
+
 
 @dataclass
 class Round:
@@ -125,8 +129,18 @@ class Formation:
         if this.error is not None:  # reported before there was a quorum to end, or by configure
             self._abort.end(quorum.quorum_id, str(this.error))
         elif this.allow_heal:
+            self._exchange_state(this)
+
+    def _exchange_state(self, this: Round) -> None:
+        """Let others heal, or heal. Raises what the user's state is at fault for."""
+        assert this.quorum is not None
+        try:
             self._let_heal(this)
             self._heal(this)
+        except Exception as error:
+            # The train loop hears of it; the others would wait for a state, and for collectives, in vain.
+            self._abort.end(this.quorum.quorum_id, f"its state cannot be shared: {error}")
+            raise
 
     def _ask(self, this: Round, broken: int) -> Quorum:
         timeout_s = this.timeout.total_seconds()
@@ -159,7 +173,7 @@ class Formation:
 
     def _configure(self, this: Round, quorum: Quorum) -> bool:
         """Connect to the others; False when the quorum was aborted meanwhile."""
-        plan = self._plan(quorum)
+        plan = self._plan(this, quorum)
         quorum_id = quorum.quorum_id.packed
         if quorum_id != self._configured:
             handles = [participant.ranks[self._rank].handle for participant in quorum.participants]
@@ -176,7 +190,7 @@ class Formation:
         this.quorum = quorum  # before ``error`` is read: who reports one reads this after writing that
         return True
 
-    def _plan(self, quorum: Quorum) -> RecoveryPlan:
+    def _plan(self, this: Round, quorum: Quorum) -> RecoveryPlan:
         """Our part in it, as the rank of our group that we are."""
         me, size = self._membership.replica_id, self._membership.group_world_size
         for participant in quorum.participants:
@@ -185,10 +199,12 @@ class Formation:
                     f"replica {participant.replica_id} has {len(participant.ranks)} ranks, replica {me} has "
                     f"{size}: give all replica groups the same WORLD_SIZE"
                 )
-        plan = recovery_plan(quorum, me, self._rank, self._init_sync)
+        init_sync = self._init_sync and this.allow_heal  # else each would wait for a state that nobody serves
+        plan = recovery_plan(quorum, me, self._rank, init_sync)
         ours = quorum.participants[plan.replica_rank]
         progress = self._state.progress
-        if not plan.heals and (ours.step, ours.committed_in) != (progress.step, progress.committed_in):
+        apart = (ours.step, ours.committed_in) != (progress.step, progress.committed_in)
+        if self._is_grouped and apart and not plan.heals:
             raise ProcGuardError(
                 f"rank {self._rank} of replica {me} is at step {progress.step}, another rank of it at step "
                 f"{ours.step}, and no other replica has a newer state to heal from: start all ranks from one "
@@ -198,7 +214,7 @@ class Formation:
 
     def _void(self, this: Round, quorum: Quorum) -> None:
         """Take part in a broken quorum to no effect: the ranks of a group go through the same rounds."""
-        plan = self._plan(quorum)
+        plan = self._plan(this, quorum)
         this.fail(CollectiveAborted("the quorum was broken before its use", quorum.quorum_id.packed))
         this.plan, this.behind = plan, plan.heals
         this.quorum = quorum
@@ -208,12 +224,14 @@ class Formation:
         assert plan is not None
         if not plan.healers:
             return
+        stall = self._timeout * STALL_SHARE
         try:
-            self._transport.send_checkpoint(list(plan.healers), plan.step, self._state.save(), self._timeout)
+            state = self._state.save(stall.total_seconds())
+            self._transport.send_checkpoint(list(plan.healers), plan.step, state, stall)
         except UnsupportedState:
             raise
-        except CheckpointError as error:  # the quorum was aborted: nobody waits for it any more
-            _log.info("No state was served: %s", error)
+        except CheckpointError as error:  # the quorum was aborted, or the train loop holds its state
+            _log.warning("No state was served: %s", error)
 
     def _heal(self, this: Round) -> None:
         plan, quorum = this.plan, this.quorum
@@ -224,7 +242,9 @@ class Formation:
         where = source.ranks[self._rank].checkpoint_metadata
         try:
             with self._phases.during(Phase.HEAL):
-                this.state = self._transport.recv_checkpoint(plan.source, where, plan.step, self._timeout)
+                this.state = self._transport.recv_checkpoint(
+                    plan.source, where, plan.step, self._timeout * STALL_SHARE
+                )
         except CheckpointError as error:
             _log.warning("Healing from %s failed, the next step tries again: %s", source.replica_id, error)
         else:

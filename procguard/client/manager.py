@@ -54,7 +54,8 @@ class Manager(Replica):
         min_replica_size: fewer replicas than this commit no step.
         use_async_quorum: let the quorum form while the forward pass runs; a healing replica then contributes
             nothing to the step in which it heals.
-        timeout: for collectives, configuration and healing.
+        timeout: for collectives, configuration and healing: longer than the state takes to be fetched, since
+            the others wait in a collective meanwhile.
         quorum_timeout: for a quorum to form.
         connect_timeout: for the lighthouse to answer at first.
         rank, world_size: of this process in its replica group; None: RANK and WORLD_SIZE, or 0 of 1.

@@ -245,12 +245,16 @@ class Replica:
         return self._state.progress.batches
 
     def num_participants(self) -> int:
-        """Replicas that contribute to this step. Waits for the quorum."""
+        """Replicas that contribute to this step; 0 before the first one. Waits for the quorum."""
+        if self._round is None:
+            return 0
         self.wait_quorum()
         return len(self._contributors())
 
     def participating_rank(self) -> int | None:
         """This replica's rank among those; None when it contributes nothing. Waits for the quorum."""
+        if self._round is None:
+            return None
         self.wait_quorum()
         this, me = self._last_round("participating_rank"), self._plan().replica_rank
         contributors = self._contributors()
@@ -422,7 +426,9 @@ class Replica:
         """The train loop went on without asking whether the step counts: it does not."""
         if last.concluded:
             return
-        if last.formed.exception() is None:
+        with self._phases.during(Phase.QUORUM):
+            error = last.formed.exception()
+        if error is None:
             self._transport.disallow_checkpoint()
         last.conclude()
         self._state.fail()
@@ -433,9 +439,9 @@ class Replica:
 
     def _contributors(self) -> tuple[int, ...]:
         """Replica ranks whose gradients count in this step."""
-        plan = self._plan()
+        this, plan = self._round, self._plan()
         contributors = plan.contributors
-        if not self._rules.use_async_quorum:
+        if this and this.allow_heal and not self._rules.use_async_quorum:  # all have healed before the step
             contributors = tuple(range(plan.replica_world_size))
         if self._rules.world_size_mode is WorldSizeMode.FIXED_WITH_SPARES:
             contributors = contributors[: self._rules.min_replica_size]
@@ -460,7 +466,8 @@ class Replica:
         if state is None:
             return
         try:
-            self._state.load(state)
+            with self._phases.during(Phase.HEAL):
+                self._state.load(state)
         except CheckpointError as error:
             self._failed_loads += 1
             if self._failed_loads >= LOADS_MAX:

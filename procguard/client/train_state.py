@@ -83,10 +83,21 @@ class TrainState:
         with self._lock:
             self.progress = Progress(step, committed_in, batches)
 
-    def save(self) -> dict[str, Any]:
-        """Everything that a replica needs to heal from this one."""
-        with self._reading:
+    def save(self, timeout_s: float = -1) -> dict[str, Any]:
+        """Everything that a replica needs to heal from this one.
+
+        Raises:
+            CheckpointError: it may not be read, for ``timeout_s`` by now (negative: waits for ever).
+        """
+        if not self._reading.acquire(timeout=timeout_s):
+            raise CheckpointError(
+                f"the train loop did not allow the state to be read for {timeout_s:g} s; each "
+                "disallow_state_dict_read needs its allow_state_dict_read before the next collective"
+            )
+        try:
             parts = {key: fns.save() for key, fns in self._parts.items()}
+        finally:
+            self._reading.release()
         return {"procguard": self.save_progress(), "user": parts}
 
     def load(self, state: dict[str, Any]) -> None:

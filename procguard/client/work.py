@@ -29,6 +29,24 @@ class CompletedWork:
         return self._future
 
 
+class AwaitedFuture(Future[Any]):
+    """A future of which it shows that somebody waits for it.
+
+    Args:
+        waiting: entered by each thread for as long as it waits here.
+    """
+
+    def __init__(self, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self._waiting = waiting
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self.done():
+            return super().result()
+        with self._waiting():
+            return super().result(timeout)
+
+
 class ManagedWork:
     """A collective in flight, on whose failure the Manager is told and the buffers are left alone.
 
@@ -52,7 +70,7 @@ class ManagedWork:
         self._finish = finish
         self._on_error = on_error
         self._waiting = waiting
-        self._future: Future[Any] = Future()
+        self._future = AwaitedFuture(waiting)
         work.get_future().add_done_callback(self._completed)
 
     def wait(self, timeout: timedelta | None = None) -> bool:
@@ -66,7 +84,8 @@ class ManagedWork:
         return True
 
     def get_future(self) -> Future[Any]:
-        """A future of the buffers, reduced or, after a failure, as they were."""
+        """A future of the buffers, reduced or, after a failure, as they were. Who waits for its ``result``
+        waits in the collective, and is not taken for a trainer that computes."""
         return self._future
 
     def _completed(self, inner: Future[Any]) -> None:

@@ -215,12 +215,14 @@ class FakeCheckpoints:
 
     Attributes:
         sent: the state dict, the ranks and the step of each ``send_checkpoint``.
+        silences: for how long the other side might have been silent, of each transfer.
         at_fetch: called by ``recv_checkpoint`` before it looks whether it was aborted.
     """
 
     def __init__(self) -> None:
         self.states: dict[str, Any] = {}
         self.sent: list[tuple[Any, list[int], int]] = []
+        self.silences: list[timedelta] = []
         self.at_fetch: Callable[[], None] = lambda: None
         self.at_send: Callable[[], None] = lambda: None
         self.is_serving = False
@@ -237,6 +239,7 @@ class FakeCheckpoints:
         pass
 
     def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: Any, timeout: timedelta) -> None:
+        self.silences.append(timeout)
         self.at_send()
         if self.is_aborted:
             raise CheckpointError("aborted: sending")
@@ -247,6 +250,7 @@ class FakeCheckpoints:
         self.is_serving = False
 
     def recv_checkpoint(self, src_rank: int, metadata: str, step: int, timeout: timedelta) -> Any:
+        self.silences.append(timeout)
         self.at_fetch()
         if self.is_aborted:
             raise CheckpointError("aborted: fetching")
@@ -324,8 +328,14 @@ class FakeMembership:
         self.later.append((delay_s, call))
 
     def show(self, **fields: Any) -> None:
-        self.board.update(fields)
-        self.phases.append(fields["phase"])
+        with self._changed:
+            self.board.update(fields)
+            self.phases.append(fields["phase"])
+            self._changed.notify_all()
+
+    def wait_until_shown(self, phase: Phase) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.board["phase"] is phase, DEADLINE_S)
 
     def say_last_words(self, error: BaseException) -> None:
         self.last_words.append(error)

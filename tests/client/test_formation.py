@@ -42,7 +42,11 @@ class Stage:
     """The formation of replica ``a``, which has committed ``progress``."""
 
     def __init__(
-        self, quorum_retries: int = 0, init_sync: bool = True, membership: FakeMembership | None = None
+        self,
+        quorum_retries: int = 0,
+        init_sync: bool = True,
+        timeout: timedelta = MINUTE,
+        membership: FakeMembership | None = None,
     ) -> None:
         self.pg = FakeGroup()
         self.transport = FakeCheckpoints()
@@ -60,7 +64,7 @@ class Stage:
             Phases(lambda phase, signs: self.phases.append(phase)),
             host="10.0.0.1",
             init_sync=init_sync,
-            timeout=MINUTE,
+            timeout=timeout,
             quorum_retries=quorum_retries,
             state=self.state,
         )
@@ -259,6 +263,27 @@ def test_a_state_that_cannot_be_served_is_the_callers_mistake(stage: Stage, erro
     stage.state.register(DEFAULT_PART, lambda part: None, broken)
     with pytest.raises(type(error)):
         stage.run(of(1, peer(step=3)))
+    assert stage.pg.aborted == [quorum(1, peer()).quorum_id.packed], "nobody waits for its collectives"
+    assert stage.transport.is_aborted, "nor for its state"
+
+
+def test_a_state_that_may_not_be_read_is_not_served_and_the_step_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage(timeout=timedelta(milliseconds=2))
+    stage.state.disallow_read()
+    this = stage.run(of(1, peer(step=3)))
+    assert this.error is None
+    assert stage.transport.sent == []
+    assert stage.pg.aborted == []
+    assert "did not allow the state to be read for 0.001 s" in caplog.text
+
+
+def test_a_silent_peer_costs_less_than_the_collective_in_which_the_others_wait(stage: Stage) -> None:
+    """So they can finish it, and the step goes on without the newcomer."""
+    stage.run(of(1, peer(step=8)))
+    stage.run(of(2, peer(step=3)))
+    assert stage.transport.silences == [MINUTE / 2, MINUTE / 2]
 
 
 def test_before_the_first_step_all_take_over_one_state(stage: Stage) -> None:
@@ -269,6 +294,14 @@ def test_before_the_first_step_all_take_over_one_state(stage: Stage) -> None:
     alone.state.progress = Progress()
     alone.run(of(1, peer(step=0, committed_in=0)))
     assert alone.transport.sent == []
+
+
+def test_where_healing_is_not_allowed_all_begin_with_their_own_state(stage: Stage) -> None:
+    stage.state.progress = Progress()
+    this = stage.run(of(1, peer("0", step=0, committed_in=0)), allow_heal=False)
+    assert this.plan is not None
+    assert this.plan.contributors == (0, 1)
+    assert not this.behind
 
 
 # --- a round ------------------------------------------------------------------------------------------

@@ -602,11 +602,18 @@ def test_without_init_sync_each_begins_with_its_own_state() -> None:
     assert replica.should_commit()
 
 
-def test_where_healing_is_not_allowed_one_behind_sits_the_step_out(stage: Stage) -> None:
+@pytest.mark.parametrize("use_async_quorum", [True, False])
+def test_where_healing_is_not_allowed_one_behind_sits_the_step_out(use_async_quorum: bool) -> None:
+    stage = Stage(5, use_async_quorum=use_async_quorum)
     stage.serve("b", 8)
     replica = stage.start(of(1, *alike("b", step=8)), allow_heal=False)
+    assert (replica.num_participants(), replica.participating_rank()) == (1, None)
     assert not replica.should_commit()
     assert stage.weights == "own"
+    peer = Stage(8, use_async_quorum=use_async_quorum)
+    replica = peer.start(of(1, *alike("0", step=5), own=1), allow_heal=False)
+    assert (replica.num_participants(), replica.participating_rank()) == (1, 0), "averages are over it alone"
+    assert replica.should_commit()
 
 
 # --- who contributes ----------------------------------------------------------------------------------
@@ -625,6 +632,44 @@ def test_with_a_fixed_world_size_further_replicas_are_spares() -> None:
     spare.pg.complete(add=6.0)
     assert gradient.tolist() == [3.0], "zeros of its own, averaged over the two"
     assert replica.should_commit(), "it takes the others' step"
+
+
+@pytest.mark.parametrize(
+    ("use_async_quorum", "present", "rank"),
+    [(True, 2, None), (False, 2, 0)],
+    ids=["async", "sync"],
+)
+def test_a_healing_replica_among_spares(use_async_quorum: bool, present: int, rank: int | None) -> None:
+    """In async mode the contributors are the first of those who were up to date, in sync mode of all."""
+    rules = {"min_replica_size": 2, "world_size_mode": WorldSizeMode.FIXED_WITH_SPARES}
+    stage = Stage(5, use_async_quorum=use_async_quorum, **rules)
+    stage.serve("b", 8)
+    stage.serve("c", 8)
+    replica = stage.start(of(1, *alike("b", "c", "d", step=8)))
+    assert (replica.num_participants(), replica.participating_rank()) == (present, rank)
+    gradient = np.array([4.0])
+    replica.allreduce(gradient)
+    stage.pg.complete(add=6.0)
+    assert gradient.tolist() == [3.0 if rank is None else 5.0], "averaged over the two"
+    assert replica.should_commit()
+    assert replica.batches_committed() == 2 * 8 + 2
+
+
+def test_too_few_contributors_commit_nothing_with_a_fixed_world_size() -> None:
+    rules = {"min_replica_size": 2, "world_size_mode": WorldSizeMode.FIXED_WITH_SPARES}
+    stage = Stage(8, **rules)
+    replica = stage.start(of(1, *alike("b", step=5)))
+    assert replica.num_participants() == 1
+    assert not replica.should_commit(), "one heals, and the other alone is not enough"
+
+
+def test_before_the_first_quorum_nobody_takes_part(stage: Stage) -> None:
+    replica = stage.replica
+    assert (replica.num_participants(), replica.participating_rank(), replica.is_participating()) == (
+        0,
+        None,
+        False,
+    )
 
 
 def test_sums_are_not_divided_and_a_sequence_is_reduced_as_one(stage: Stage) -> None:
@@ -680,6 +725,26 @@ def test_the_board_shows_what_is_waited_for(stage: Stage) -> None:
     stage.membership.phases.clear()
     work.wait()
     assert stage.membership.phases == [Phase.COLLECTIVE, Phase.COMPUTE]
+
+
+def test_loading_a_fetched_state_is_healing_and_not_computing(stage: Stage) -> None:
+    seen: list[Phase] = []
+    stage.serve("b", 8)
+    stage.start(of(1, *alike("b", step=8)))
+    stage.replica.set_state_dict_fns(lambda state: seen.append(stage.membership.board["phase"]), dict)
+    assert stage.replica.should_commit()
+    assert seen == [Phase.HEAL]
+
+
+def test_waiting_for_the_quorum_of_a_step_that_was_given_up_is_no_computing(stage: Stage) -> None:
+    stage.replica.start_quorum()
+    stage.membership.wait_until_asked(1)
+    beginning = threading.Thread(target=stage.replica.start_quorum)
+    beginning.start()
+    stage.membership.wait_until_shown(Phase.QUORUM)
+    stage.membership.answer(of(1), of(2))
+    beginning.join(DEADLINE_S)
+    assert stage.replica.should_commit()
 
 
 def test_a_sign_of_progress_moves_the_counter(stage: Stage) -> None:

@@ -91,6 +91,15 @@ def test_a_save_waits_while_reading_is_disallowed() -> None:
     state.allow_read()
 
 
+def test_a_save_waits_for_a_train_loop_that_forgot_it_no_longer_than_it_is_told() -> None:
+    state = state_of({DEFAULT_PART: {"w": 5}})
+    state.disallow_read()
+    with pytest.raises(CheckpointError, match="needs its allow_state_dict_read"):
+        state.save(0.001)
+    state.allow_read()
+    assert state.save(0.001)["user"] == {DEFAULT_PART: {"w": 5}}
+
+
 def test_a_reading_in_progress_is_waited_for_and_not_ended_by_another() -> None:
     """``allow_read`` must not let go of what the reader holds."""
     state = TrainState()

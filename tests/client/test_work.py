@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,7 @@ from procguard.errors import CollectiveAborted, CollectiveTimeout
 
 ABORTED = CollectiveAborted("quorum 1 was aborted", 1)
 NOTHING_S = timedelta(0)
+TimeoutErrors = (TimeoutError, concurrent.futures.TimeoutError)  # two classes in Python 3.10
 
 
 class PlainWork:
@@ -62,9 +64,11 @@ class Stage:
         @contextmanager
         def waiting() -> Iterator[None]:
             self.waiting += 1
-            yield
-            self.waiting -= 1
-            self.waited += 1
+            try:
+                yield
+            finally:
+                self.waiting -= 1
+                self.waited += 1
 
         return waiting()
 
@@ -77,6 +81,16 @@ def test_success_is_finished_before_anyone_sees_it() -> None:
     assert stage.work.get_future().result(0) == "buffers"
     assert (stage.finished, stage.waiting, stage.waited) == (1, 0, 1)
     assert stage.errors == []
+
+
+def test_who_waits_for_the_future_waits_in_the_collective() -> None:
+    stage = Stage()
+    with pytest.raises(TimeoutErrors):
+        stage.work.get_future().result(0)
+    assert (stage.waiting, stage.waited) == (0, 1)
+    stage.inner.future.set_result("reduced")
+    stage.work.get_future().result()
+    assert stage.waited == 1, "there is nothing to wait for"
 
 
 def test_a_failure_is_reported_and_never_raised() -> None:
