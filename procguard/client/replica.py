@@ -225,7 +225,8 @@ class Replica:
         error = this.conclude()
         commits = error is None and not this.behind and self._are_enough(contributors)
         limit = timeout or self._rules.timeout
-        commits = self._membership.vote(this.number, commits, limit.total_seconds())
+        with self._phases.during(Phase.COLLECTIVE):
+            commits = self._membership.vote(this.number, commits, limit.total_seconds())
         if commits:
             self._state.commit(this.quorum.quorum_id.packed, len(contributors))
         else:
