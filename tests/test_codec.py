@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from procguard.codec import BYTES_SIZE, INT_MAX, TEXT_SIZE, Codec, decode, encode, glance_at_heartbeat
+from procguard.codec import BYTES_SIZE, INT_MAX, TEXT_SIZE, Codec, decode, encode
 from procguard.errors import ProtocolError
 from procguard.messages import FRAME_BYTES_MAX, KINDS, PROTOCOL_VERSION, Heartbeat, Incarnation, Phase, Size
 
@@ -130,44 +130,6 @@ def test_a_whole_number_is_a_float_where_one_is_wanted():
 
     codec: Codec[Timed] = Codec(1, {1: Timed})
     assert type(codec.decode(packed(1, 1, 3)).seconds) is float
-
-
-# --- the message that is read by hand
-
-
-THOROUGH: Codec[Any] = Codec(PROTOCOL_VERSION, KINDS)
-
-ODD_VALUES = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(1 << 63), (1 << 64) - 1),
-    st.floats(),
-    st.text(max_size=17),
-    st.binary(max_size=17),
-    st.sampled_from([0, 1, 5, 6, INT_MAX, INT_MAX + 1, -1, b"t" * 16, "t" * 16, msgpack.ExtType(5, b"ab")]),
-    st.lists(st.integers(-1, 2), max_size=3),
-    st.dictionaries(st.integers(0, 2), st.integers(0, 2), max_size=3),
-)
-
-
-@given(built(Heartbeat))
-def test_the_glance_takes_every_heartbeat(heartbeat):
-    unpacked = tuple(msgpack.unpackb(encode(heartbeat), use_list=False))[2:]
-    assert same_types(glance_at_heartbeat(unpacked), heartbeat)
-
-
-@given(built(Heartbeat), st.data())
-def test_with_and_without_a_glance_a_heartbeat_is_the_same_message_or_the_same_error(heartbeat, data):
-    fields: list[Any] = list(heartbeat)
-    for _ in range(data.draw(st.integers(1, 2))):
-        fields[data.draw(st.integers(0, len(fields) - 1))] = data.draw(ODD_VALUES)
-    frame = packed(PROTOCOL_VERSION, 2, *fields, *data.draw(st.sampled_from([(), (), (), (1,)])))
-    try:
-        expected = THOROUGH.decode(frame)
-    except ProtocolError as error:
-        assert refused(frame) == str(error)
-    else:
-        assert same_types(decode(frame), expected)
 
 
 # --- what is wrong with the frame
