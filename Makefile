@@ -19,6 +19,10 @@ check: lint test
 bench: $(READY)
 	$(BIN)/python -m benchmarks.detection
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.ingest
+	$(BIN)/python -m benchmarks.quorum
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.heal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

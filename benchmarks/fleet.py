@@ -1,4 +1,4 @@
-"""Starts a lighthouse and members as real processes, and hears what the members say."""
+"""Starts a lighthouse and other real processes, and hears what they say."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import psutil
+
+from procguard import status
+from procguard.env import parse_address
+from procguard.messages import MemberState
 
 DEADLINE_S = 120.0
 QUIET_S = 0.3
@@ -166,24 +172,34 @@ class Fleet:
         return said
 
 
+class Lighthouse(NamedTuple):
+    """A running one."""
+
+    address: str
+    process: psutil.Process
+
+    def expect_alive(self, members: int) -> None:
+        """Raises ``RuntimeError`` unless so many are alive, by its own account."""
+        snapshot = status.ask(status.Target(parse_address(self.address), "started here"), "", DEADLINE_S)
+        alive = sum(m.state is MemberState.ALIVE for job in snapshot.jobs for m in job.members)
+        if alive != members:
+            raise RuntimeError(f"{alive} of {members} members are alive: the load could not keep up")
+
+
 @contextmanager
 def lighthouse(*flags: str) -> Iterator[str]:
     """A running lighthouse's address."""
+    with lighthouse_process(*flags) as running:
+        yield running.address
+
+
+@contextmanager
+def lighthouse_process(*flags: str) -> Iterator[Lighthouse]:
+    """A running lighthouse; stopped at the end."""
     with tempfile.TemporaryDirectory() as state_dir:
+        command = [sys.executable, "-m", "procguard.lighthouse.cli", "--port", "0", "--state-dir", state_dir]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "procguard.lighthouse.cli",
-                "--port",
-                "0",
-                "--state-dir",
-                state_dir,
-                *flags,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert process.stdout is not None
         address = ""
@@ -193,7 +209,80 @@ def lighthouse(*flags: str) -> Iterator[str]:
                 break
         threading.Thread(target=process.stdout.read, daemon=True).start()
         try:
-            yield address
+            yield Lighthouse(address, psutil.Process(process.pid))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()
+
+
+class Hand:
+    """A process that does a part of a benchmark: it is told a line, and says JSON objects, one a line."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        """What it says next.
+
+        Raises:
+            RuntimeError: it ended instead; its own error stands on stderr.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process of this benchmark ended with exit code {self._process.wait()}")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def order(self, **order: Any) -> dict[str, Any]:
+        """Tell it as a JSON object; what it says when that is done."""
+        self.say(json.dumps(order))
+        return self.hear()
+
+    def over(self) -> dict[str, Any]:
+        """End its standard input; what it says next."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.hear()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
+
+
+class Hands:
+    """Those that are hired, until the end of a ``with``, whatever happens."""
+
+    def __init__(self) -> None:
+        self._hired: list[Hand] = []
+
+    def hire(self, module: str, *arguments: str) -> Hand:
+        """Start one: ``python -m module arguments``."""
+        hand = Hand(module, *arguments)
+        self._hired.append(hand)
+        return hand
+
+    def __enter__(self) -> Hands:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hand in self._hired:
+            hand.end()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import zmq
 
@@ -33,6 +36,47 @@ socket.connect(sys.argv[1])
 for _ in range(int(sys.argv[2])):
     socket.send(b"%.9f" % time.monotonic())
     socket.recv()
+"""
+_DRAIN = """
+import zmq
+from procguard.codec import encode
+from procguard.messages import KIND_OF, Heartbeat, Incarnation, Settings, Welcome
+router = zmq.Context().socket(zmq.ROUTER)
+print(router.bind_to_random_port("tcp://127.0.0.1"), flush=True)
+welcome = encode(Welcome(1, Incarnation(1, 1), 1, 0, Settings(0.1, 1.0, 5.0, 0.3, 60.0)))
+poller = zmq.Poller()
+poller.register(router, zmq.POLLIN)
+kind = KIND_OF[Heartbeat]
+recv = router.recv
+noblock = int(zmq.NOBLOCK)
+while True:
+    poller.poll()
+    try:
+        while True:
+            peer = recv(noblock)
+            frame = recv(noblock)
+            if frame[2] != kind:
+                router.send_multipart([peer, welcome])
+    except zmq.Again:
+        pass
+"""
+_SENDER = """
+import socket, sys
+blob = b"x" * int(sys.argv[1])
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+while True:
+    with server.accept()[0] as connection:
+        connection.sendall(blob)
+"""
+_ROUNDS = """
+import sys, zmq
+router = zmq.Context().socket(zmq.ROUTER)
+print(router.bind_to_random_port("tcp://127.0.0.1"), flush=True)
+count, answer = int(sys.argv[1]), bytes(int(sys.argv[2]))
+while True:
+    for peer in [router.recv_multipart()[0] for _ in range(count)]:
+        router.send_multipart([peer, answer])
 """
 
 
@@ -64,6 +108,50 @@ def zmq_hops_ms(count: int) -> list[float]:
                 times.append((at - float(sent)) * 1000)
                 router.send_multipart([peer, b""])
     return times
+
+
+@contextmanager
+def bare_drain() -> Iterator[tuple[str, int]]:
+    """A ROUTER whose frames are taken and thrown away; each that is no heartbeat is answered with a Welcome.
+
+    Yields its address and the process's id.
+    """
+    with _python(_DRAIN) as drain:
+        try:
+            yield f"127.0.0.1:{_line(drain)}", drain.pid
+        finally:
+            drain.kill()
+
+
+def tcp_transfers_s(size_bytes: int, count: int) -> list[float]:
+    """So many bytes from one process to another over TCP, each time into fresh memory; with the connect."""
+    times = []
+    with _python(_SENDER, str(size_bytes)) as sender:
+        try:
+            address = ("127.0.0.1", int(_line(sender)))
+            for _ in range(count):
+                start = time.monotonic()
+                with (
+                    socket.create_connection(address) as connection,
+                    memoryview(bytearray(size_bytes)) as view,
+                ):
+                    received = 0
+                    while received < size_bytes:
+                        received += connection.recv_into(view[received:])
+                times.append(time.monotonic() - start)
+        finally:
+            sender.kill()
+    return times
+
+
+@contextmanager
+def bare_rounds(members: int, answer_bytes: int) -> Iterator[str]:
+    """A ROUTER that answers all of so many members as soon as each has sent something. Yields its address."""
+    with _python(_ROUNDS, str(members), str(answer_bytes)) as answerer:
+        try:
+            yield f"127.0.0.1:{_line(answerer)}"
+        finally:
+            answerer.kill()
 
 
 def _python(code: str, *arguments: str) -> subprocess.Popen[str]:

@@ -16,20 +16,21 @@ import psutil
 
 @dataclass
 class Case:
-    """Times of one situation, in milliseconds."""
+    """What was measured in one situation, ``n`` times; milliseconds unless the unit says otherwise."""
 
     name: str
     members: int
     n: int
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
+    p50: float
+    p99: float
+    max: float
+    unit: str = "ms"
     note: str = ""
 
     @classmethod
-    def of(cls, name: str, members: int, times_ms: Sequence[float], note: str = "") -> Case:
-        p50, p99 = quantile(times_ms, 0.50), quantile(times_ms, 0.99)
-        return cls(name, members, len(times_ms), _short(p50), _short(p99), _short(max(times_ms)), note)
+    def of(cls, name: str, members: int, values: Sequence[float], note: str = "", unit: str = "ms") -> Case:
+        p50, p99 = quantile(values, 0.50), quantile(values, 0.99)
+        return cls(name, members, len(values), _short(p50), _short(p99), _short(max(values)), unit, note)
 
 
 @dataclass
@@ -37,13 +38,18 @@ class Target:
     """A promise, and what was measured of it."""
 
     name: str
+    bound: str
     target: float
     measured: float
     met: bool
 
     @classmethod
     def at_most(cls, name: str, target: float, measured: float) -> Target:
-        return cls(name, target, _short(measured), measured <= target)
+        return cls(name, "at most", target, _short(measured), measured <= target)
+
+    @classmethod
+    def at_least(cls, name: str, target: float, measured: float) -> Target:
+        return cls(name, "at least", target, _short(measured), measured >= target)
 
 
 @dataclass
@@ -59,12 +65,13 @@ class Report:
             click.echo(json.dumps(asdict(self)))
             return
         click.echo(f"{self.benchmark} on {self.machine}\n")
-        _table(["case", "members", "n", "p50 ms", "p99 ms", "max ms", ""], [
-            [c.name, c.members, c.n, c.p50_ms, c.p99_ms, c.max_ms, c.note] for c in self.cases
+        _table(["case", "members", "n", "p50", "p99", "max", "unit", ""], [
+            [c.name, c.members, c.n, c.p50, c.p99, c.max, c.unit, c.note] for c in self.cases
         ])  # fmt: skip
         click.echo()
-        _table(["target", "at most", "measured", ""], [
-            [t.name, t.target, t.measured, "met" if t.met else "MISSED"] for t in self.targets
+        _table(["target", "wanted", "measured", ""], [
+            [t.name, f"{t.bound} {t.target:g}", t.measured, "met" if t.met else "MISSED"]
+            for t in self.targets
         ])  # fmt: skip
 
 

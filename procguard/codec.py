@@ -3,24 +3,32 @@
 A frame is one msgpack array ``[version, kind, field, field, ...]``. The checks are built once, from the
 annotations of the ``NamedTuple`` classes, so the schema is written in one place: ``messages``. Nothing a
 peer sends is trusted before it has passed them, and nothing is ever unpickled or evaluated.
+
+Kinds of which many come are looked at as a whole first (``codec_glances``). The checks here have the last
+word on what is wrong, and the only one on how to say it.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 from math import isfinite
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
+from procguard.codec_glances import BYTES_SIZE, INT_MAX, TEXT_SIZE, Glance, glance_of
 from procguard.errors import ProtocolError
-from procguard.messages import KINDS, PROTOCOL_VERSION, Message, Size
-
-INT_MAX = (1 << 63) - 1
-TEXT_SIZE = Size(0, 4096)
-BYTES_SIZE = Size(0, 1 << 16)
+from procguard.messages import (
+    KINDS,
+    PROTOCOL_VERSION,
+    Heartbeat,
+    Message,
+    QuorumFormed,
+    QuorumRequest,
+    Size,
+)
 
 SHOWN_CHARACTERS_MAX = 40
 
@@ -53,12 +61,16 @@ class Codec(Generic[M]):
     Args:
         version: first element of every frame; a frame of another version is refused.
         kinds: number on the wire to ``NamedTuple`` class.
+        busy: those of which many come.
     """
 
-    def __init__(self, version: int, kinds: Mapping[int, type[M]]) -> None:
+    def __init__(self, version: int, kinds: Mapping[int, type[M]], busy: Collection[type[M]] = ()) -> None:
         self._version = version
         self._numbers = {message: number for number, message in kinds.items()}
         self._checks = {number: _check_of(message) for number, message in kinds.items()}
+        for message in busy:
+            number = self._numbers[message]
+            self._checks[number] = _glancing(message, self._checks[number])
 
     def encode(self, message: M) -> bytes:
         """One frame of a message that is correct by construction."""
@@ -205,6 +217,21 @@ def _record(kind: Any) -> Check:
     return check
 
 
-WIRE: Codec[Message] = Codec(PROTOCOL_VERSION, KINDS)
+def _glancing(kind: Any, check: Check) -> Check:
+    """The same check, with a glance before it; compiled when the first message comes, for most programs
+    never see most kinds, and a listener has to start quickly."""
+    glance: Glance | None = None
+
+    def glancing(value: Any) -> Any:
+        nonlocal glance
+        if glance is None:
+            glance = glance_of(kind)
+        message = glance(value)
+        return check(value) if message is None else message
+
+    return glancing
+
+
+WIRE: Codec[Message] = Codec(PROTOCOL_VERSION, KINDS, busy=(Heartbeat, QuorumRequest, QuorumFormed))
 encode = WIRE.encode
 decode = WIRE.decode

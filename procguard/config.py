@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ def _bind_address(text: str) -> str:
     except ValueError:
         raise ValueError(
             "must be an IP address of this machine: 127.0.0.1 or ::1 for this machine alone, "
-            "0.0.0.0 or :: for all its networks"
+            "0.0.0.0 or :: for all its networks; a port may follow, as in [::]:29510"
         ) from None
     return text
 
@@ -147,12 +148,44 @@ def load_lighthouse_config(
     ``overrides`` are the flags of the command line by configuration key; None is a flag not given.
     Raises ``ConfigError``.
     """
-    settings = {**_from_file(path), **_from_variables(environ), **_from_flags(overrides or {})}
+    settings: dict[str, _Setting] = {}
+    problems: list[str] = []
+    for source in (_from_file(path), _from_variables(environ), _from_flags(overrides or {})):
+        problems += _move_port_out_of_bind(source)
+        settings.update(source)
     try:
-        return LighthouseConfig.model_validate({key: setting.value for key, setting in settings.items()})
+        config = LighthouseConfig.model_validate({key: setting.value for key, setting in settings.items()})
     except ValidationError as error:
-        problems = [line for problem in error.errors() for line in _describe(problem, settings)]
-        raise ConfigError("\n".join(problems)) from None
+        problems += [line for problem in error.errors() for line in _describe(problem, settings)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+_BIND_WITH_PORT = re.compile(
+    r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+)
+
+
+def _move_port_out_of_bind(source: dict[str, _Setting]) -> Iterator[str]:
+    """In place: ``bind = "[::]:29510"`` of one source becomes its ``bind`` and its ``port``.
+
+    So the port has the rank of the source it stands in. Yields what is wrong: another port beside it.
+    """
+    bind = source.get("bind")
+    found = _BIND_WITH_PORT.fullmatch(bind.value) if bind and isinstance(bind.value, str) else None
+    if bind is None or found is None:
+        return  # without a bind there is nothing to move; one that makes no sense is the model's to refuse
+    source["bind"] = bind._replace(value=found["v6"] or found["host"])
+    if found["port"] is None:
+        return
+    port = _Setting(int(found["port"]), bind.place)
+    other = source.setdefault("port", port)
+    if other.value != port.value:
+        yield (
+            f"bind = {bind.value!r} ({bind.place}) and port = {_short.repr(other.value)} ({other.place}): "
+            "two different ports; name the port in one of the two places"
+        )
 
 
 def _from_file(path: Path | None) -> dict[str, _Setting]:

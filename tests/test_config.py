@@ -115,6 +115,32 @@ def test_loopback_needs_no_word(text: str, address: str) -> None:
     assert load_lighthouse_config(None, {"bind": text}, {}).bind == address
 
 
+@pytest.mark.parametrize(
+    ("text", "bind", "port"),
+    [
+        ("127.0.0.1:4000", "127.0.0.1", 4000),
+        ("localhost:4000", "127.0.0.1", 4000),
+        ("[::1]:0", "::1", 0),
+        ("[::1]", "::1", 29510),
+        ("::1", "::1", 29510),
+    ],
+)
+def test_the_port_may_stand_in_the_bind(write_yaml: WriteYaml, text: str, bind: str, port: int) -> None:
+    for config in (
+        load_lighthouse_config(None, {"bind": text}, {}),
+        load_lighthouse_config(None, None, {"TORCHFT_LIGHTHOUSE_BIND": text}),
+        load_lighthouse_config(write_yaml(f"bind: '{text}'\n"), environ={}),
+    ):
+        assert (config.bind, config.port) == (bind, port)
+
+
+def test_the_port_in_a_bind_has_the_rank_of_its_source(write_yaml: WriteYaml) -> None:
+    path = write_yaml("bind: 127.0.0.1:1\n")
+    assert load_lighthouse_config(path, {"port": 2}, {}).port == 2
+    flags = {"bind": "127.0.0.1:4", "port": 4}
+    assert load_lighthouse_config(path, flags, {"PROCGUARD_LIGHTHOUSE_PORT": "3"}).port == 4
+
+
 def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         LighthouseConfig().port = 1  # type: ignore[misc]
@@ -217,6 +243,37 @@ def test_beyond_this_machine_only_when_it_is_said_out_loud(bind: str) -> None:
     assert "--insecure" in problem
     assert "127.0.0.1" in problem
     assert load_lighthouse_config(None, {"bind": bind, "insecure": True}, {}).bind == bind
+
+
+def test_two_ports_from_one_source() -> None:
+    assert problem_of(overrides={"bind": "127.0.0.1:1", "port": 2}) == (
+        "bind = '127.0.0.1:1' (--bind) and port = 2 (--port): two different ports; "
+        "name the port in one of the two places"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bind", "said"),
+    [
+        ("127.0.0.1:65535", "--bind: port = 65535 must be less than 65535"),
+        ("127.0.0.1:", "--bind: bind = '127.0.0.1:' must be an IP address of this machine"),
+        (":29510", "--bind: bind = ':29510' must be an IP address of this machine"),
+        ("[127.0.0.1]:1", "--bind: bind = '[127.0.0.1]:1' must be an IP address of this machine"),
+        ("::1:29510", "--bind: bind = '::1:29510' must be an IP address of this machine"),
+        ("my-host:29510", "--bind: bind = 'my-host' must be an IP address of this machine"),
+        ("127.0.0.1:٣", "--bind: bind = '127.0.0.1:٣' must be an IP address of this machine"),
+    ],
+)
+def test_a_bind_that_makes_no_sense(bind: str, said: str) -> None:
+    problem = problem_of(overrides={"bind": bind})
+    assert problem.startswith(said)
+    assert len(problem.splitlines()) == 1
+
+
+def test_a_port_in_the_bind_does_not_make_it_safe() -> None:
+    assert "--insecure" in problem_of(overrides={"bind": "[::]:29510"})
+    config = load_lighthouse_config(None, {"bind": "[::]:29510", "insecure": True}, {})
+    assert (config.bind, config.port) == ("::", 29510)
 
 
 # --- files that are no configuration ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 
 import pytest
@@ -185,6 +185,34 @@ def test_blanks_around_a_value_are_dropped() -> None:
 def test_the_twin_is_read_when_ours_is_unset(ours: dict[str, str]) -> None:
     settings = TrainerSettings.read({**ours, "TORCHFT_LIGHTHOUSE": "http://old:29510"})
     assert settings.lighthouse == Address("old", 29510)
+
+
+@pytest.mark.parametrize(
+    ("twin", "text", "setting", "value"),
+    [
+        ("TORCHFT_LIGHTHOUSE", "http://lighthouse:29510", "lighthouse", Address("lighthouse", 29510)),
+        ("TORCHFT_JOB_ID", "train", "job_id", "train"),
+        ("TORCHFT_PROACTIVE_RECOVERY", "0", "proactive_recovery", False),
+        ("TORCHFT_TIMEOUT_SEC", "1", "timeout", timedelta(seconds=1)),
+        ("TORCHFT_QUORUM_TIMEOUT_SEC", "2", "quorum_timeout", timedelta(seconds=2)),
+        ("TORCHFT_CONNECT_TIMEOUT_SEC", "3", "connect_timeout", timedelta(seconds=3)),
+        ("TORCHFT_PROGRESS_TIMEOUT_SEC", "4", "progress_timeout", timedelta(seconds=4)),
+        ("TORCHFT_QUORUM_RETRIES", "5", "quorum_retries", 5),
+        ("TORCHFT_MANAGER_PORT", "6", "manager_port", 6),
+    ],
+)
+def test_every_twin_is_read(twin: str, text: str, setting: str, value: object) -> None:
+    settings = TrainerSettings.read({twin: text})
+    assert getattr(settings, setting) == value
+    assert settings == replace(TrainerSettings(), **{setting: value})  # type: ignore[arg-type]
+
+
+def test_no_variable_of_ours_is_without_its_twin() -> None:
+    ours = [entry.metadata["variable"].name for entry in fields(TrainerSettings)]
+    twins = {name.replace("PROCGUARD_", "TORCHFT_"): "?" for name in ours if name.startswith("PROCGUARD_")}
+    assert {line.split(":")[0] for line in problem_of(**twins).splitlines()} == set(twins) - {
+        "TORCHFT_JOB_ID"  # any text is one
+    }
 
 
 def test_ours_goes_before_its_twin() -> None:

@@ -56,6 +56,7 @@ LAYERS = {
 ROOMS = {
     "__init__": "door",
     "codec": "noun",
+    "codec_glances": "noun",
     "config": "door",
     "env": "door",
     "errors": "noun",
@@ -413,7 +414,16 @@ def test_a_listener_loads_its_own_rooms_zmq_and_msgpack_only() -> None:
     loaded = loaded_by("import procguard.client.listener")
     strangers = third_parties(loaded) - {"zmq", "msgpack"}
     assert {name for name in strangers if not name.startswith(("cython_runtime", "_cython_"))} == set()
-    rooms = {"messages", "codec", "errors", "client", "adapters", "adapters.base", "adapters.scheduling"}
+    rooms = {
+        "messages",
+        "codec",
+        "codec_glances",
+        "errors",
+        "client",
+        "adapters",
+        "adapters.base",
+        "adapters.scheduling",
+    }
     elsewhere = ours(loaded) - {"procguard", *(f"procguard.{room}" for room in rooms)}
     assert {
         name for name in elsewhere if not name.startswith(("procguard.client.", "procguard.adapters.zmq"))

@@ -1,6 +1,10 @@
 """``procguard-lighthouse``: settings, epoch, ports, loop, in this order; a clean end on SIGINT and SIGTERM.
 
 Whatever cannot work is one message on stderr that names the thing and the remedy, and exit code 2.
+
+A command line that was written for torchft's lighthouse works: every flag may be spelled with underscores,
+``--bind`` may hold the port, and the two intervals at which torchft looks around are accepted and, as nothing
+is looked for at intervals here, answered with a remark.
 """
 
 from __future__ import annotations
@@ -34,8 +38,16 @@ from procguard.messages import Settings
 logger = logging.getLogger("procguard.lighthouse")  # under python -m, __name__ is another
 
 
+_TICKS = ("quorum_tick_ms", "failure_tick_ms")
+"""torchft's, without a meaning here."""
+
+
 class _CannotStart(click.ClickException):
     exit_code = 2
+
+
+def _with_hyphens(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _setting(key: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -45,7 +57,7 @@ def _setting(key: str, text: str) -> Callable[[Callable[..., Any]], Callable[...
     kind = type(default) if isinstance(default, int) else str
     choices = get_args(field.annotation) if kind is str and default else ()
     return click.option(
-        "--" + key.replace("_", "-"),
+        "--" + _with_hyphens(key),
         key,
         type=click.Choice(choices) if choices else kind,
         is_flag=kind is bool,
@@ -54,10 +66,12 @@ def _setting(key: str, text: str) -> Callable[[Callable[..., Any]], Callable[...
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_hyphens}
+)
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags and variables go over it.")
 @_setting("port", "Port for the trainers; notices use the next one. 0: the kernel chooses both.")
-@_setting("bind", "IP address to listen on.")
+@_setting("bind", "IP address to listen on, alone or with the port: [::]:29510.")
 @_setting("insecure", "Allow --bind beyond this machine though nobody is asked for a key.")
 @_setting("min_replicas", "Replica groups that a quorum needs at least.")
 @_setting("heartbeat_interval_ms", "Time between two heartbeats of a replica.")
@@ -68,15 +82,20 @@ def _setting(key: str, text: str) -> Callable[[Callable[..., Any]], Callable[...
 @_setting("state_dir", "Directory that remembers the number of the last start.")
 @_setting("log_format", "Log as text, or as JSON objects, one a line.")
 @_setting("log_level", "The least that is logged.")
+@click.option("--quorum-tick-ms", type=int, hidden=True)
+@click.option("--failure-tick-ms", type=int, hidden=True)
 @click.version_option(package_name="procguard")
 def main(config: Path | None, **flags: object) -> None:
     """Coordinate replicas: hear their heartbeats, tell all of a failure at once, agree on who goes on.
 
     Each flag is also a variable (PROCGUARD_LIGHTHOUSE_MIN_REPLICAS=2) and a key of the --config file.
     """
+    ticks = [f"--{key}" for key in _TICKS if flags.pop(key) is not None]
     try:
         settings = load_lighthouse_config(config, flags)
         with written_log(settings.log_format, settings.log_level):
+            if ticks:
+                logger.info("Nothing ticks here, decisions follow events: %s ignored", " and ".join(ticks))
             _serve(settings)
     except ProcGuardError as error:
         raise _CannotStart(str(error)) from None

@@ -82,6 +82,54 @@ def test_an_open_bind_is_said_out_loud() -> None:
         answers(lighthouse)
 
 
+# --- command lines written for torchft's lighthouse
+
+
+def test_the_flags_of_torchft_in_its_own_spelling() -> None:
+    flags = [
+        "--min_replicas=2",
+        "--join_timeout_ms",
+        "7000",
+        "--heartbeat_timeout_ms=400",
+        "--quorum_tick_ms=100",
+    ]
+    with Lighthouse("--port=0", *flags, "--failure_tick_ms", "50").listening() as lighthouse:
+        (remark,) = [line for line in lighthouse.seen if "ticks" in line]
+        assert "--quorum_tick_ms and --failure_tick_ms ignored" in json.loads(remark)["event"]
+        assert answers(lighthouse).settings == (0.1, 0.4, 5.0, 0.3, 7.0)
+        assert lighthouse.kill(signal.SIGTERM) == 0
+
+
+def test_without_its_ticks_nothing_is_said_of_them() -> None:
+    with Lighthouse("--port=0").listening() as lighthouse:
+        assert not [line for line in lighthouse.seen if "tick" in line]
+
+
+def test_a_tick_that_is_no_number_is_refused() -> None:
+    assert "is not a valid integer" in refusal("--port=0", "--quorum_tick_ms=often")
+
+
+def test_the_help_shows_one_spelling_and_no_ticks() -> None:
+    shown = CliRunner().invoke(main, ["--help"]).output
+    flags = [word for word in shown.split() if word.startswith("--")]
+    assert not [flag for flag in flags if "_" in flag or "tick" in flag]
+
+
+def test_the_port_may_stand_in_the_bind() -> None:
+    port = free_ports()
+    with Running(CLI, f"--bind=127.0.0.1:{port}") as lighthouse:
+        lighthouse.error_line(f"Lighthouse listening on 127.0.0.1:{port}, notices on port {port + 1}")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine speaks no IPv6")
+def test_torchft_s_own_bind_is_open_and_so_must_be_said_out_loud() -> None:
+    port = free_ports()
+    said = refusal("--min_replicas=1", f"--bind=[::]:{port}")
+    assert "bind = '::' (--bind) and insecure = False (default): other machines could reach" in said
+    with Running(CLI, f"--bind=[::]:{port}", "--insecure") as lighthouse:
+        lighthouse.error_line(f"Lighthouse listening on [::]:{port}")
+
+
 # --- what it survives
 
 

@@ -1,0 +1,20 @@
+"""Ingest, in small."""
+
+from __future__ import annotations
+
+from tests.benchmarks.running import cases, report_of
+
+
+def test_a_small_ingest() -> None:
+    report = report_of("ingest", "--rounds=1", "--beats=2000", "--members=10", "--windows=1", "--window=0.2")
+    assert cases(report) == {
+        ("floor: bare ROUTER drain", 20, "beats/s"),
+        ("floor: bare ROUTER drain", 20, "CPU s/100k beats"),
+        ("saturation", 20, "beats/s"),
+        ("saturation", 20, "CPU s/100k beats"),
+        ("10 Hz, smoothly", 1, "% of a core"),
+        ("10 Hz, smoothly", 1, "MiB RSS"),
+        ("10 Hz, smoothly", 10, "% of a core"),
+        ("10 Hz, smoothly", 10, "MiB RSS"),
+    }
+    assert [target["bound"] for target in report["targets"]] == ["at least", "at most", "at most", "at most"]
