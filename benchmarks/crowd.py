@@ -72,6 +72,7 @@ class CrowdMember:
                 group_run="",
                 claim=None,
                 topic=self._topic,
+                group_address="",
                 epoch=0,
                 min_replicas=0,
                 progress_timeout_s=0.0,

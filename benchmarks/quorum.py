@@ -79,6 +79,7 @@ class Member:
             group_run="",
             claim=None,
             topic=b"",
+            group_address="",
             epoch=0,
             min_replicas=0,
             progress_timeout_s=0.0,
