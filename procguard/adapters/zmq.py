@@ -52,6 +52,8 @@ WAKES_MAX = 4096
 # As plain ints: an enum argument costs each call a fifth more.
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.RCVMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 
 class ZmqLighthouseTransport:
@@ -111,7 +113,7 @@ class ZmqLighthouseTransport:
     def drain(self, count_max: int) -> list[Inbound]:
         arrived: list[Inbound] = []
         for source, take in self._sources:
-            if int(source.get(zmq.EVENTS)) & zmq.POLLIN:  # a sixth of an empty one's exception
+            if int(source.get(_EVENTS)) & _POLLIN:  # a sixth of an empty one's exception
                 take(arrived, count_max)
         self._sources.rotate()  # so that a flood on one does not keep the others out
         return arrived
