@@ -366,7 +366,7 @@ def test_jobs_with_the_same_names_do_not_disturb_each_other(tmp_path: Path) -> N
             members = job.members(trainers[0].job_id)
             assert list(members) == ["0", "1"]
             assert [member.state for member in members.values()] == states
-            assert [member.process.pid for member in members.values()] == [t.pid for t in trainers]
+            assert [member.ranks[0].process.pid for member in members.values()] == [t.pid for t in trainers]
         job.check()
 
 

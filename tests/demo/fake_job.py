@@ -20,7 +20,7 @@ class FakeJob:
         self.now = 100.0
         self.step = 0
         self.quorum = 1
-        self.present = set(chronicle.replica_ids)
+        self.present = set(chronicle.names)
         self.acts: list[str] = []
         self._notices = notices
 
@@ -36,27 +36,27 @@ class FakeJob:
             self.strike(act.fault)
         elif isinstance(act, BringBack):
             self.chronicle.bring_back(self.now)
-            self.present.add(act.fault.replica_id)
+            self.present.update(self.chronicle.names_of(act.fault.replica_id))
             self.quorum += 1
         elif isinstance(act, Finish):
-            for replica_id in sorted(self.present):
-                self.chronicle.hear(Ended(replica_id, self.now, self.step, 0.95, "same"))
+            for name in sorted(self.present):
+                self.chronicle.hear(Ended(name, self.now, self.step, 0.95, "same" + name.partition("/")[2]))
 
     def train(self) -> None:
         """One step."""
         self.now += STEP_S
         self.step += 1
-        for replica_id in sorted(self.present):
-            self.chronicle.hear(Stepped(replica_id, self.now, self.step, True, self.quorum))
+        for name in sorted(self.present):
+            self.chronicle.hear(Stepped(name, self.now, self.step, True, self.quorum))
 
     def strike(self, fault: Fault) -> None:
         """One is gone; the step in progress is lost."""
         self.now += fault.moment * STEP_S
         self.chronicle.strike(fault, self.now)
-        self.present.discard(fault.replica_id)
+        self.present.difference_update(self.chronicle.names_of(fault.replica_id))
         self.quorum += 1
         self.now += TELL_S[fault.kind]
-        for replica_id in sorted(self.present):
+        for name in sorted(self.present):
             if self._notices:
-                self.chronicle.hear(Told(replica_id, self.now, fault.replica_id, False))
-            self.chronicle.hear(Stepped(replica_id, self.now, self.step, False, self.quorum - 1))
+                self.chronicle.hear(Told(name, self.now, fault.replica_id, False))
+            self.chronicle.hear(Stepped(name, self.now, self.step, False, self.quorum - 1))

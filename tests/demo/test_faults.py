@@ -23,6 +23,15 @@ def test_kills_come_first_and_a_stop_last(kills: int) -> None:
     assert kinds == [Kind.KILL] * kills + [Kind.STOP]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_groups_a_further_rank_is_killed_first_then_a_rank_0(seed: int) -> None:
+    faults = draw(Random(seed), REPLICAS, 4, ranks=3)
+    assert [fault.kind for fault in faults] == [Kind.KILL] * 4
+    ranks = [fault.rank for fault in faults]
+    assert ranks[1::2] == [0, 0]
+    assert set(ranks[0::2]) <= {1, 2}
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_nobody_is_struck_twice_in_a_row(seed: int) -> None:
     faults = draw(Random(seed), ["0", "1"], 3)

@@ -41,6 +41,21 @@ def test_a_good_run_breaks_no_promise() -> None:
     assert broken_promises(result(proactive=False)) == []
 
 
+def test_of_groups_each_rank_must_end_with_the_weights_of_its_like() -> None:
+    chronicle = Chronicle("012", proactive=True, ranks=2)
+    job = FakeJob(chronicle)
+    for act in story([Fault(Kind.KILL, "2", 1, 60, 0.5)], chronicle):
+        job.perform(act)
+    good = Result(7, True, chronicle, 0, 12.5, "")
+    assert broken_promises(good) == []
+    assert good.weights == {"same0 same1"}
+    assert rows(good)[0][0] == "2/1"
+    chronicle.ends["1/1"] = chronicle.ends["1/1"]._replace(digest="other")
+    assert not good.weights_equal
+    del chronicle.ends["1/1"]
+    assert not good.weights_equal
+
+
 def test_its_facts_as_json() -> None:
     facts = json.loads(json.dumps(as_json(result())))
     kill, stop = facts.pop("events")

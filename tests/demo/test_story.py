@@ -8,7 +8,7 @@ import pytest
 
 from procguard.demo.chronicle import Chronicle
 from procguard.demo.faults import Fault, Kind, draw
-from procguard.demo.story import ALONE_STEPS, STEPS_MIN, Until, story
+from procguard.demo.story import ALONE_STEPS, END_EVERY_STEPS, STEPS_MIN, Until, story
 from tests.demo.fake_job import FakeJob
 
 REPLICAS = ["0", "1", "2", "3"]
@@ -32,6 +32,21 @@ def test_every_story_comes_to_its_end(kills: int, proactive: bool) -> None:
     for incident in job.chronicle.incidents:
         assert incident.healed_at is not None
         assert len(incident.told) == 3
+
+
+@pytest.mark.parametrize("kills", [1, 2, 3])
+def test_a_story_of_groups_of_ranks(kills: int) -> None:
+    chronicle = Chronicle(REPLICAS, proactive=True, ranks=2)
+    job = FakeJob(chronicle)
+    faults = draw(Random(kills), REPLICAS, kills, ranks=2)
+    for act in story(faults, chronicle):
+        job.perform(act)
+    assert job.acts == ["Strike", "BringBack"] * kills + ["Finish"]
+    assert set(chronicle.ends) == {f"{replica_id}/{rank}" for replica_id in REPLICAS for rank in (0, 1)}
+    for fault, incident in zip(faults, chronicle.incidents, strict=True):
+        assert set(incident.victims) == {f"{fault.replica_id}/0", f"{fault.replica_id}/1"} == incident.healed
+        assert set(incident.told) == set(chronicle.names) - set(incident.victims)
+    assert job.step % END_EVERY_STEPS < END_EVERY_STEPS // 4, "all ranks hear before the same round step"
 
 
 def test_a_fault_comes_after_its_undisturbed_steps() -> None:
