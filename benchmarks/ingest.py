@@ -72,10 +72,11 @@ class Load(NamedTuple):
     """How late the load's most belated beat was."""
 
 
-def carry(members: int, windows: int, window_s: float) -> Load:
+def carry(members: int, windows: int, window_s: float, seasoned: bool) -> Load:
     """Let so many members beat at 10 Hz, and look at the lighthouse meanwhile."""
+    season = ["--seasoned"] if seasoned else []
     with lighthouse_process() as lighthouse, Hands() as hired:
-        crowd = hired.hire("benchmarks.crowd", lighthouse.address, "m", str(members))
+        crowd = hired.hire("benchmarks.crowd", lighthouse.address, "m", str(members), *season)
         crowd.hear()
         time.sleep(WARM_UP_S)
         percent = list(cpu_percent(lighthouse.process, windows, window_s))
@@ -121,9 +122,11 @@ def report_saturation(report: Report, rounds: int, beats: int) -> None:
     report.targets.append(Target.at_least("beats taken in for a second of CPU", 200_000, per_cpu_s))
 
 
-def report_load(report: Report, sizes: Sequence[tuple[int, float]], windows: int, window_s: float) -> None:
+def report_load(
+    report: Report, sizes: Sequence[tuple[int, float]], windows: int, window_s: float, seasoned: bool
+) -> None:
     for members, bound in sizes:
-        load = carry(members, windows, window_s)
+        load = carry(members, windows, window_s, seasoned)
         note = f"latest beat sent {load.latest_ms:.0f} ms late"
         report.cases.append(Case.of("10 Hz, smoothly", members, load.cpu_percent, note, "% of a core"))
         report.cases.append(Case.of("10 Hz, smoothly", members, [load.rss_mib], unit="MiB RSS"))
@@ -138,12 +141,15 @@ def report_load(report: Report, sizes: Sequence[tuple[int, float]], windows: int
 @click.option("--beats", default=400_000, show_default=True, help="Beats in each of them.")
 @click.option("--windows", default=5, show_default=True, help="Samples of each smooth load.")
 @click.option("--window", "window_s", default=WINDOW_S, show_default=True, help="Seconds of a sample.")
+@click.option("--seasoned/--fresh", default=True, help="Measure memory once it grows no more; 10 s each.")
 @click.option("--members", default=1000, show_default=True, help="Of the large smooth load.")
-def main(*, as_json: bool, rounds: int, beats: int, windows: int, window_s: float, members: int) -> None:
+def main(
+    *, as_json: bool, rounds: int, beats: int, windows: int, window_s: float, seasoned: bool, members: int
+) -> None:
     """What heartbeats cost the lighthouse."""
     report = new_report("ingest")
     report_saturation(report, rounds, beats)
-    report_load(report, [(max(1, members // SMALL_SHARE), 5), (members, 20)], windows, window_s)
+    report_load(report, [(max(1, members // SMALL_SHARE), 5), (members, 20)], windows, window_s, seasoned)
     report.show(as_json)
 
 
