@@ -46,7 +46,11 @@ import msgpack
 
 from procguard.errors import CheckpointError, UnsupportedState
 
-CHUNK_BYTES = 16 << 20  # checksummed and moved: few turns at the GIL, yet within a server's cache
+# Checksummed and moved in one go. Few turns at the GIL for the source, beside whose stream a trainer goes on
+# training; the receiver's does nothing else, and with pieces that fit the kernel's socket buffers one side
+# checks while the other's bytes are under way (measured over loopback: 1.4 GB/s, and 0.55 with 16 MiB).
+SENT_BYTES = 16 << 20
+TAKEN_BYTES = 4 << 20
 HEADER_BYTES_MAX = 64 << 20  # the structure without its buffers; bounds what unpacking it can allocate
 DEPTH_MAX = 64  # levels of nesting; deeper is a cycle, or a stream made to exhaust the stack
 
@@ -79,7 +83,7 @@ class Encoded:
         yield memoryview(self._head)
         for raw in self._buffers:
             checksum = 0
-            for chunk in _chunks(raw()):
+            for chunk in _chunks(raw(), SENT_BYTES):
                 checksum = zlib.crc32(chunk, checksum)
                 yield chunk
             yield memoryview(_CHECKSUM.pack(checksum))
@@ -286,7 +290,7 @@ class _Decoder:
 
     def _fill(self, view: memoryview) -> None:
         checksum = 0
-        for chunk in _chunks(view):
+        for chunk in _chunks(view, TAKEN_BYTES):
             self._read_into(chunk)
             checksum = zlib.crc32(chunk, checksum)
         if _read(self._read_into, _CHECKSUM.size) != _CHECKSUM.pack(checksum):
@@ -322,8 +326,8 @@ def _read(read_into: ReadInto, length: int) -> bytearray:
     return target
 
 
-def _chunks(view: memoryview) -> Iterator[memoryview]:
-    return (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
+def _chunks(view: memoryview, length: int) -> Iterator[memoryview]:
+    return (view[start : start + length] for start in range(0, len(view), length))
 
 
 def _ndarray_bytes(array: Any) -> memoryview:

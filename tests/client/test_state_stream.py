@@ -240,7 +240,8 @@ def test_a_state_is_sent_as_often_as_it_is_asked_for() -> None:
 
 
 def test_large_buffers_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_stream, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(state_stream, "SENT_BYTES", 100)
+    monkeypatch.setattr(state_stream, "TAKEN_BYTES", 70)
     state = {"w": np.arange(64), "raw": bytes(range(201))}
     assert max(map(len, list(encode(state).parts())[1:])) == 100
     assert identical(state_of(stream_of(state)), state)
