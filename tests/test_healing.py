@@ -25,7 +25,7 @@ import pytest
 from procguard.adapters.collective import RingProcessGroup
 from procguard.client.checkpoint import HTTPTransport
 from procguard.client.replica import Replica, Rules, WorldSizeMode
-from procguard.client.state_stream import CHUNK_BYTES
+from procguard.client.state_stream import SENT_BYTES
 from procguard.errors import UnsupportedState
 from procguard.messages import Participant, Quorum
 from tests.client.fakes import DEADLINE_S, FakeMembership, quorum
@@ -33,8 +33,8 @@ from tests.client.fakes import DEADLINE_S, FakeMembership, quorum
 LONG = timedelta(seconds=60)  # is never waited for, unless something is broken
 ENDLESS = timedelta(hours=1)  # nor is this: a test that does ends by its deadline
 SHORT = timedelta(seconds=6)  # half of it is waited for, where silence is what is tested
-STATE_BYTES = 3 * CHUNK_BYTES
-BLOW_BYTES = CHUNK_BYTES + (CHUNK_BYTES >> 1)
+STATE_BYTES = 3 * SENT_BYTES
+BLOW_BYTES = SENT_BYTES + (SENT_BYTES >> 1)
 """The line is struck when so much has passed."""
 PIECE_BYTES = 1 << 16
 HANG_UP = struct.pack("ii", 1, 0)

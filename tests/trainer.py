@@ -30,7 +30,7 @@ import numpy as np
 
 from procguard.adapters.collective import RingProcessGroup
 from procguard.client import Manager
-from procguard.client.state_stream import CHUNK_BYTES, Encoded
+from procguard.client.state_stream import SENT_BYTES, Encoded
 from procguard.errors import UsageError
 from procguard.messages import Notice
 
@@ -159,7 +159,7 @@ def hesitate(mark: str) -> None:
         for part in parts(self):
             yield part
             sent_bytes += len(part)
-            if sent_bytes >= CHUNK_BYTES and is_first(mark):
+            if sent_bytes >= SENT_BYTES and is_first(mark):
                 say("midway")
                 while not Path(f"{mark}.go").exists():
                     wait(0.01)

@@ -25,7 +25,7 @@ import pytest
 from procguard.client import checkpoint_source
 from procguard.client.checkpoint import CheckpointTransport, HTTPTransport
 from procguard.client.checkpoint_source import STEP_HEADER, WAIT_HEADER
-from procguard.client.state_stream import CHUNK_BYTES, encode
+from procguard.client.state_stream import SENT_BYTES, encode
 from procguard.errors import CheckpointError, UnsupportedState, UsageError
 
 LONG = timedelta(seconds=60)  # is never waited for, unless something is broken
@@ -419,8 +419,8 @@ def test_a_transfer_of_many_chunks_takes_the_memory_of_one_state(
     source: HTTPTransport, healing: HTTPTransport
 ) -> None:
     chunks = 6
-    state = {"w": np.ones(chunks * CHUNK_BYTES // 8), "bytes": bytes(CHUNK_BYTES)}
-    state_bytes = (chunks + 1) * CHUNK_BYTES
+    state = {"w": np.ones(chunks * SENT_BYTES // 8), "bytes": bytes(SENT_BYTES)}
+    state_bytes = (chunks + 1) * SENT_BYTES
     url = source.metadata()
     source.send_checkpoint([1], 7, state, LONG)
     tracemalloc.start()
@@ -430,7 +430,7 @@ def test_a_transfer_of_many_chunks_takes_the_memory_of_one_state(
     finally:
         tracemalloc.stop()
     assert_equal(received, state)
-    assert state_bytes <= peak_bytes < state_bytes + CHUNK_BYTES / 2
+    assert state_bytes <= peak_bytes < state_bytes + SENT_BYTES / 2
 
 
 def test_a_receiver_that_takes_too_long_is_cut_and_cannot_mistake_it(
