@@ -30,7 +30,6 @@ class FencedAbort:
         replica_id: our own.
         own_step: steps committed by this replica.
         call_later: has the failure thread call something after a delay in seconds.
-        on_over: called when our own incarnation is over.
     """
 
     def __init__(
@@ -40,14 +39,12 @@ class FencedAbort:
         transport: CheckpointTransport,
         own_step: Callable[[], int],
         call_later: Callable[[float, Callable[[], None]], None],
-        on_over: Callable[[Cause], None] = lambda cause: None,
     ) -> None:
         self._replica_id = replica_id
         self._pg = pg
         self._transport = transport
         self._own_step = own_step
         self._call_later = call_later
-        self._on_over = on_over
         self._lock = threading.Lock()
         self._fence = Fence()
         self._callbacks: list[Callable[[Notice], None]] = []
@@ -107,7 +104,6 @@ class FencedAbort:
         self._carry_out(outcome, why)
         if outcome.news:
             _log.warning("This replica was given up: %s", cause)
-            self._on_over(cause)
 
     def left_out(self, quorum_id: QuorumId) -> None:
         """The others did not wait for us any longer."""

@@ -23,15 +23,19 @@ from procguard.client.lighthouse_client import LighthouseClient
 from procguard.client.link_words import Enrol, InQuorum, LastWords
 from procguard.client.proc_stat import boot_id, read_stat
 from procguard.client.witness import LifeLine
+from procguard.errors import ReplicaGroupLost
 from procguard.messages import (
+    Cause,
     Claim,
     Hello,
     Incarnation,
+    Notice,
     Participant,
     Phase,
     Process,
     Quorum,
     QuorumClaim,
+    QuorumId,
     Welcome,
 )
 
@@ -120,10 +124,12 @@ class Membership:
             welcome = self._client.join(connect_timeout_s)
             on_failure.pop_all()
         self._group: GroupClient | None = None
+        self._group_loss: ReplicaGroupLost | None = None
+        self._hears = hears
         if self.group_world_size > 1:
             self._group = GroupClient(self.replica_id, self.group_rank, self._find_group, connect_rank)
         start = partial(start_process, self._life_line) if start_process else None
-        self._companion = Companion(self._start_thread, start, hears, run_promptly=run_promptly)
+        self._companion = Companion(self._start_thread, start, self, run_promptly=run_promptly)
         self._companion.start(self._enrol(welcome))
 
     @property
@@ -164,10 +170,10 @@ class Membership:
             return commits
         return self._group.vote(self.incarnation, round, commits, timeout_s)
 
-    def lose_group(self, error: Exception) -> None:
-        """Our group is over: whoever waits for its other ranks gets this error."""
-        if self._group is not None:
-            self._group.lost(error)
+    def check_group(self) -> None:
+        """Raise ``ReplicaGroupLost`` once our group is over: of several ranks, none goes on alone."""
+        if self._group_loss is not None:
+            raise self._group_loss
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have the failure thread call."""
@@ -204,6 +210,27 @@ class Membership:
         self._disowned = True
         if self._companion:
             self._companion.disown()
+
+    # --- what the failure thread hears --------------------------------------------------------------
+
+    def hear(self, epoch: int, notices: tuple[Notice, ...]) -> None:
+        """Peers are over."""
+        self._hears.hear(epoch, notices)
+
+    def over(self, epoch: int, incarnation: Incarnation, cause: Cause) -> None:
+        """Our own incarnation is over: the only rank joins again, one of several has lost its group."""
+        if self._group is not None and incarnation == self.incarnation:
+            self._group_loss = ReplicaGroupLost(
+                f"replica group {self.replica_id} is over ({cause}): end all its ranks and start them again"
+            )
+            self._group.lost(self._group_loss)
+        self._hears.over(epoch, incarnation, cause)
+
+    def left_out(self, quorum_id: QuorumId) -> None:
+        """The others did not wait for us any longer."""
+        self._hears.left_out(quorum_id)
+
+    # --- inside -------------------------------------------------------------------------------------
 
     def _reborn(self, welcome: Welcome) -> None:
         _log.info("Replica %s joined as incarnation %s", self.replica_id, welcome.incarnation)

@@ -38,10 +38,9 @@ from procguard.errors import (
     CollectiveAborted,
     CollectiveError,
     ProcGuardError,
-    ReplicaGroupLost,
     UsageError,
 )
-from procguard.messages import Cause, Notice, Phase
+from procguard.messages import Notice, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -102,12 +101,9 @@ class Replica:
         self._failed_loads = 0
         self._round: Round | None = None
         self._closed = False
-        self._lost: ReplicaGroupLost | None = None
         pg.advertise(host)
         transport.advertise(host)
-        self._abort = FencedAbort(
-            replica_id, pg, transport, self.current_step, self._call_later, self._given_up
-        )
+        self._abort = FencedAbort(replica_id, pg, transport, self.current_step, self._call_later)
         self._membership = join(self._abort)
         self._phases = Phases(self._show)
         self._formation = Formation(
@@ -399,8 +395,7 @@ class Replica:
             )
         if self._closed:
             raise UsageError("this Manager is shut down")
-        if self._lost is not None:
-            raise self._lost
+        self._membership.check_group()
 
     def _last_round(self, what: str) -> Round:
         """The step in progress, or the last one: asked for facts, not for work."""
@@ -478,14 +473,6 @@ class Replica:
         self._failed_loads = 0
         this.behind = False
         _log.info("Healed: this replica is at step %d", self.current_step())
-
-    def _given_up(self, cause: Cause) -> None:
-        """On the failure thread. One of several ranks cannot go on alone; the only one joins again."""
-        if self._membership.group_world_size > 1:
-            self._lost = ReplicaGroupLost(
-                f"replica group {self._replica_id} is over ({cause}): end all its ranks and start them again"
-            )
-            self._membership.lose_group(self._lost)
 
     def _call_later(self, delay_s: float, call: Callable[[], None]) -> None:
         self._membership.call_later(delay_s, call)

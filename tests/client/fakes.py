@@ -317,8 +317,9 @@ class FakeMembership:
         self.votes.append((round, commits))
         return commits and not self.outvoted
 
-    def lose_group(self, error: Exception) -> None:
-        self.group_error = error
+    def check_group(self) -> None:
+        if self.group_error is not None:
+            raise self.group_error
 
     def wait_until_asked(self, count: int) -> None:
         with self._changed:

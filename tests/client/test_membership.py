@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from procguard import codec
+from procguard.adapters.zmq_ranks import ZmqRankServer
 from procguard.client.link import Link, link_pair
 from procguard.client.link_words import Enrol, Farewell, InQuorum, LastWords, LinkMessage
 from procguard.client.membership import LAST_WORDS_MAX, Identity, Membership, this_process
 from procguard.client.witness import Board, LifeLine
-from procguard.errors import LighthouseRejected
+from procguard.errors import LighthouseRejected, ReplicaGroupLost
 from procguard.messages import (
     KIND_OF,
     Ack,
@@ -91,18 +92,18 @@ class FakeListener:
 
 
 class Stage:
-    def __init__(self, answer: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, answer: Callable[[Any], Any] | None = None, identity: Identity = IDENTITY) -> None:
         self.answer = answer or self._kindly
         self.wires: list[FakeWire] = []
         self.listeners: list[FakeListener] = []
         self._started = threading.Event()
         self.membership = Membership(
-            IDENTITY,
+            identity,
             where="127.0.0.1:1 (given as lighthouse_addr)",
             host="127.0.0.1",
             connect=self._connect,
             connect_rank=no_rank,
-            open_server=no_server,
+            open_server=no_server if identity.group_world_size == 1 else ZmqRankServer,
             start_process=self._start_process,
             hears=Deaf(),
             connect_timeout_s=5.0,
@@ -199,6 +200,31 @@ def test_a_forked_child_does_not_write_on_its_parents_board(stage: Stage) -> Non
     stage.membership._disowned = True
     stage.membership.show(phase=Phase.PAUSED, progress=9, step=9)
     assert stage.membership.board.read() == Board(Phase.COMPUTE, 1, 2)
+
+
+@pytest.mark.parametrize(("rank", "serves_at"), [(0, "127.0.0.1"), (1, "")])
+def test_rank_0_of_several_serves_its_group_and_a_lost_group_stays_lost(rank: int, serves_at: str) -> None:
+    stage = Stage(identity=IDENTITY._replace(group_rank=rank, group_world_size=2, group_run="run"))
+    enrolled: Enrol = stage.listener.hear(Enrol)
+    assert enrolled.serve_at == serves_at
+    assert enrolled.hello[4:7] == (rank, 2, "run")
+    stage.membership.over(EPOCH, life(9), STOPPED)
+    stage.membership.check_group()
+    stage.membership.over(EPOCH, life(1), STOPPED)
+    with pytest.raises(ReplicaGroupLost, match=r"replica group a is over \(process stopped"):
+        stage.membership.check_group()
+    with pytest.raises(ReplicaGroupLost):
+        stage.membership.vote(1, True, 5.0)
+    with pytest.raises(ReplicaGroupLost):
+        stage.membership.quorum(participant("a", 1), 5.0)
+    stage.membership.leave(0)
+    stage.listeners[0].session.close()
+
+
+def test_the_only_rank_of_a_replica_has_no_group_to_lose(stage: Stage) -> None:
+    stage.membership.over(EPOCH, life(1), STOPPED)
+    stage.membership.check_group()
+    assert stage.membership.vote(1, True, 5.0)
 
 
 def test_one_that_may_not_join_leaves_nothing_open() -> None:
