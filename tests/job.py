@@ -239,6 +239,16 @@ class Job:
         """The members as the lighthouse sees them."""
         return {member.replica_id: member for job in self.snapshot(job_id).jobs for member in job.members}
 
+    def is_watched(self, trainer: Trainer) -> bool:
+        """As seen from outside: its listener process hears notices, and no thread of its own does."""
+
+        def hears(process: psutil.Process) -> bool:
+            connections = process.net_connections("tcp")
+            return any(end.raddr and end.raddr.port == self.port + 1 for end in connections)
+
+        process = psutil.Process(trainer.pid)
+        return not hears(process) and any(map(hears, process.children()))
+
     # --- what must hold, whatever happened ----------------------------------------------------------
 
     def check(self) -> None:

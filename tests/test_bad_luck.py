@@ -336,6 +336,7 @@ def test_a_newcomer_is_killed_in_mid_transfer(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with Job(tmp_path) as job:
         trio, _, newcomer = midway(job, mark)
+        job.until(lambda: job.is_watched(newcomer), "the newcomer's listener has taken over")
         newcomer.struck.append(str(job.members()["newcomer"].incarnation))
         newcomer.process.kill()
         mark.with_suffix(".go").touch()
