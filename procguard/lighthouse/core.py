@@ -196,13 +196,16 @@ class Core:
         if asks.round < (member.request.round if member.request else member.answered_round):
             self.roster.counters["quorum requests of an older round"] += 1
             return
+        job = self.roster.jobs[member.job_id]
         if member.request is None:
             member.longest_step_s = max(member.longest_step_s, now - member.idle_since)
+            job.asks_short -= 1
         member.asked = True
         member.request = asks
         member.step = asks.step
         self.roster.timers.arm((Timer.REQUEST, member), now, request.ttl_s)
-        self.roster.undecided[member.job_id] = None
+        if job.asks_short <= 0 or asks.shrink_only:
+            self.roster.undecided[member.job_id] = None
 
     def _answer_wanted(self, peer: bytes, wanted: AnswerWanted, now: float) -> None:
         slot = self.roster.by_token.get(wanted.token)
@@ -359,6 +362,7 @@ class Core:
         self._run_while(stragglers, (Timer.JOIN, job), settings.join_timeout_s, now)
         self._run_while(unanswered, (Timer.CALL_OFF, job), self.roster.return_s, now)
         job.waiting = waiting
+        job.asks_short = waiting.need - waiting.have if waiting else 0
         if isinstance(outcome, Formed):
             self._form(job, outcome, now)
 

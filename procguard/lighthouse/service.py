@@ -112,9 +112,11 @@ class Service:
         """One turn: waits for at most half a heartbeat interval, or as long as the core has nothing due."""
         wait_s = self._core.next_deadline() - self._clock()
         wait_s = min(max(wait_s, 0.0), INTERVALS_PER_WAIT_MAX * self._interval_s)
-        self._transport.wait(wait_s)
         if self._rate.fast:
-            self._pause(GATHERING_S)
+            wait_s = min(wait_s, GATHERING_S)
+            self._pause(wait_s)
+        else:
+            self._transport.wait(wait_s)
         now = self._clock()
         gap_s = now - self._turned_at - wait_s
         self._turned_at = now

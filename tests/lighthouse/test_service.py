@@ -264,7 +264,7 @@ def test_frames_gather_only_when_they_come_fast(lighthouse: Lighthouse) -> None:
 
     assert run(1) == 0  # 1,000 a second
     assert run(5) > 200
-    assert set(lighthouse.pauses) == {0.001}
+    assert max(lighthouse.pauses) == 0.001
     run(1)  # it takes a window to notice
     assert run(1) == 0
 
