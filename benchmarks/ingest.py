@@ -1,16 +1,16 @@
 """What heartbeats cost a lighthouse: how many it can take, and what it needs for those of a large job.
 
 The lighthouse is a real process; the load comes from other processes, over connections of real members
-(``crowd``). At saturation every queue is full and what is measured is work alone; beside it stands the floor,
-a bare loop that takes the same frames from a ROUTER and throws them away. Then beats arrive as they do in
-life: of each member ten a second, evenly spread.
+(``crowd``). At saturation every queue is full and what is measured is work alone. Then beats arrive as they
+do in life: of each member ten a second, evenly spread. Beside each stands the floor, a bare loop that takes
+the same frames from a ROUTER and throws them away.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -63,6 +63,15 @@ def drain(address: str, process: psutil.Process, rounds: int, beats: int) -> Dra
     return result
 
 
+class Windows(NamedTuple):
+    """How a smooth load is looked at."""
+
+    samples: int
+    length_s: float
+    seasoned: bool
+    """After libzmq's queues have grown to their full size."""
+
+
 class Load(NamedTuple):
     """What beats that arrive smoothly cost."""
 
@@ -72,16 +81,22 @@ class Load(NamedTuple):
     """How late the load's most belated beat was."""
 
 
-def carry(members: int, windows: int, window_s: float, seasoned: bool) -> Load:
-    """Let so many members beat at 10 Hz, and look at the lighthouse meanwhile."""
-    season = ["--seasoned"] if seasoned else []
-    with lighthouse_process() as lighthouse, Hands() as hired:
-        crowd = hired.hire("benchmarks.crowd", lighthouse.address, "m", str(members), *season)
+def carry(
+    address: str,
+    process: psutil.Process,
+    members: int,
+    windows: Windows,
+    check: Callable[[int], object] = lambda members: None,
+) -> Load:
+    """Let so many members beat at 10 Hz, and look at the process; ``check`` raises if it has lost any."""
+    season = ["--seasoned"] if windows.seasoned else []
+    with Hands() as hired:
+        crowd = hired.hire("benchmarks.crowd", address, "m", str(members), *season)
         crowd.hear()
         time.sleep(WARM_UP_S)
-        percent = list(cpu_percent(lighthouse.process, windows, window_s))
-        rss = lighthouse.process.memory_info().rss / MEBIBYTE
-        lighthouse.expect_alive(members)
+        percent = list(cpu_percent(process, windows.samples, windows.length_s))
+        rss = process.memory_info().rss / MEBIBYTE
+        check(members)
         return Load(percent, rss, crowd.over()["latest_ms"])
 
 
@@ -122,14 +137,25 @@ def report_saturation(report: Report, rounds: int, beats: int) -> None:
     report.targets.append(Target.at_least("beats taken in for a second of CPU", 200_000, per_cpu_s))
 
 
-def report_load(
-    report: Report, sizes: Sequence[tuple[int, float]], windows: int, window_s: float, seasoned: bool
-) -> None:
+def report_load(report: Report, members: int, windows: Windows) -> Load:
+    """The lighthouse's load, beside that of a bare loop under the same members."""
+    with floors.bare_drain() as (address, pid):
+        add_load(report, "floor: bare ROUTER", members, carry(address, psutil.Process(pid), members, windows))
+    with lighthouse_process() as lighthouse:
+        load = carry(lighthouse.address, lighthouse.process, members, windows, lighthouse.expect_alive)
+    add_load(report, "10 Hz, smoothly", members, load)
+    return load
+
+
+def add_load(report: Report, name: str, members: int, load: Load) -> None:
+    note = f"latest beat sent {load.latest_ms:.0f} ms late"
+    report.cases.append(Case.of(name, members, load.cpu_percent, note, "% of a core"))
+    report.cases.append(Case.of(name, members, [load.rss_mib], unit="MiB RSS"))
+
+
+def report_loads(report: Report, sizes: Sequence[tuple[int, float]], windows: Windows) -> None:
     for members, bound in sizes:
-        load = carry(members, windows, window_s, seasoned)
-        note = f"latest beat sent {load.latest_ms:.0f} ms late"
-        report.cases.append(Case.of("10 Hz, smoothly", members, load.cpu_percent, note, "% of a core"))
-        report.cases.append(Case.of("10 Hz, smoothly", members, [load.rss_mib], unit="MiB RSS"))
+        load = report_load(report, members, windows)
         name = f"{members} members at 10 Hz, % of a core"
         report.targets.append(Target.at_most(name, bound, median(load.cpu_percent)))
     report.targets.append(Target.at_most(f"RSS at {members} members, MiB", 60, load.rss_mib))
@@ -149,7 +175,8 @@ def main(
     """What heartbeats cost the lighthouse."""
     report = new_report("ingest")
     report_saturation(report, rounds, beats)
-    report_load(report, [(max(1, members // SMALL_SHARE), 5), (members, 20)], windows, window_s, seasoned)
+    sizes = [(max(1, members // SMALL_SHARE), 5), (members, 20)]
+    report_loads(report, sizes, Windows(windows, window_s, seasoned))
     report.show(as_json)
 
 

