@@ -163,6 +163,12 @@ def _find(name: str, environ: Mapping[str, str] = os.environ) -> Found | None:
     return None
 
 
+def found_in(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The variable that says what ``name`` is to say: itself or, where only that is set, its twin."""
+    found = _find(name, environ)
+    return found.name if found else name
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """A variable and the reading of its text; ``parse`` raises ``UsageError`` on what it cannot read."""

@@ -108,6 +108,7 @@ ROOMS = {
     "client.robust_mutex": "shell",
     "client.session": "pure",
     "client.state_stream": "shell",
+    "client.timeouts": "pure",
     "client.train_state": "shell",
     "client.witness": "shell",
     "client.work": "pure",
