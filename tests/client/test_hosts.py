@@ -46,7 +46,7 @@ def start() -> Iterator[Start]:
     line = LifeLine()
     started: list[ListenerProcess] = []
 
-    def command(link_fd: int, topic: bytes) -> Sequence[str]:
+    def command(link_fd: int, secret_fd: int, topic: bytes) -> Sequence[str]:
         return [sys.executable, "-c", PROGRAM, str(link_fd), topic.hex()]
 
     def start_one() -> ListenerProcess:
@@ -124,7 +124,7 @@ def test_one_that_cannot_be_started_leaves_nothing_open() -> None:
     line = LifeLine()
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(FileNotFoundError):
-        ListenerProcess(lambda link_fd, topic: ["/no/such/program"], line)
+        ListenerProcess(lambda link_fd, secret_fd, topic: ["/no/such/program"], line)
     assert set(os.listdir("/proc/self/fd")) == before
     line.close()
 
