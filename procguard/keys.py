@@ -20,7 +20,7 @@ from procguard.adapters.zmq_key_files import (
 )
 from procguard.adapters.zmq_keys import MEMBER, OPERATOR, VARIABLE, Listed, fingerprint
 
-_MANY = ("--members", "--operator")
+_MEMBERS = "--members"
 
 
 class _Lists(click.Command):
@@ -28,13 +28,15 @@ class _Lists(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spelled: list[str] = []
-        flag, taken = "", 0
+        listing, named = False, 0
         for word in args:
             if word.startswith("-"):
-                flag, taken = word, 0
-            elif flag == _MANY[0] and taken:
-                spelled.append(flag)
-            taken += 1 if not word.startswith("-") else 0
+                flag, given, _ = word.partition("=")
+                listing, named = flag == _MEMBERS, int(bool(given))
+            elif listing:
+                if named:
+                    spelled.append(_MEMBERS)
+                named += 1
             spelled.append(word)
         return super().parse_args(ctx, spelled)
 

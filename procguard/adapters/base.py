@@ -90,7 +90,10 @@ class LighthouseTransport(Protocol):
         ...
 
     def drain(self, count_max: int) -> list[Inbound]:
-        """What has arrived, oldest first for each connection, at most ``count_max``. Never blocks."""
+        """What has arrived, oldest first for each connection, at most ``count_max``. Never blocks.
+
+        With keys this also is where newcomers are let in.
+        """
         ...
 
     def send(self, peer: bytes, frame: bytes) -> bool:

@@ -97,9 +97,9 @@ class ZmqLighthouseTransport:
         self._doorkeeper = Doorkeeper(self._context, keys.allowed) if keys else None
         self._plain_members: set[bytes] = set()
         self._list_seen_at = time.monotonic()
-        locks = keys.server_options() if keys else {}
-        self._router = open_socket(self._context, zmq.ROUTER, ROUTER | locks)
-        self._xpub = open_socket(self._context, zmq.XPUB, XPUB | locks)
+        locks = keys.server_options() if keys else None
+        self._router = open_socket(self._context, zmq.ROUTER, ROUTER, locks)
+        self._xpub = open_socket(self._context, zmq.XPUB, XPUB, locks)
         self._monitor = watch_handshakes(self._context, self._router)
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -272,7 +272,6 @@ class ZmqMemberTransport:
         self._host = host.strip("[]")
         self._port = port
         self._keys = keys
-        self._options = CLIENT | (keys.client_options() if keys else {})
         self._ipv6 = ":" in self._host
         self._heard = False
         self._sub: Socket | None = None
@@ -362,7 +361,8 @@ class ZmqMemberTransport:
         return poller
 
     def _connect(self, kind: int, port: int) -> Socket:
-        opened = open_socket(self._context, kind, self._options | {zmq.IPV6: int(self._ipv6)})
+        keys = self._keys.client_options() if self._keys else None
+        opened = open_socket(self._context, kind, CLIENT | {zmq.IPV6: int(self._ipv6)}, keys)
         with suppress(zmq.ZMQError):
             if self._host and 0 < port <= PORT_MAX:  # libzmq would try a host without a name for ever
                 opened.connect(endpoint(self._host, port))

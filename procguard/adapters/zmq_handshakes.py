@@ -97,9 +97,12 @@ class Handshakes:
                 f"a connection to port {self._port} was closed as it said nothing for"
                 f" {HANDSHAKE_MS / 1000:g} s: something other than a ProcGuard member?"
             )
+        member = (
+            f"{VARIABLE} is not set" if self._with_keys else f"{VARIABLE} is set, though no key is asked for"
+        )
         return (
-            f"a connection to port {self._port} ended before it said what it is:"
-            " a health check, a port scan, or a member that died just then?"
+            f"a connection to port {self._port} ended before it said what it is: a health check, a port scan,"
+            f" a member whose {member}, or one that died just then?"
         )
 
     def _other_keys(self, value: int) -> str:
@@ -166,7 +169,7 @@ def _outcome(address: str, port: int, keys: MemberKeys) -> int:
     """The first thing that comes of a handshake; 0: nothing in time."""
     ipv6: Options = {zmq.IPV6: int(":" in address)}
     context: Context = zmq.Context(io_threads=1)
-    dealer = open_socket(context, zmq.DEALER, CLIENT | ipv6 | keys.client_options())
+    dealer = open_socket(context, zmq.DEALER, CLIENT | ipv6, keys.client_options())
     monitor = dealer.get_monitor_socket(_OUTCOMES)
     try:
         dealer.connect(endpoint(address, port))

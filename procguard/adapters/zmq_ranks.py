@@ -39,8 +39,8 @@ class ZmqRankServer:
         self._context: Context = zmq.Context(io_threads=1)
         server = keys.as_server() if keys else None
         self._doorkeeper = Doorkeeper(self._context, server.allowed) if server else None
-        locks = server.server_options() if server else {}
-        self._router = open_socket(self._context, zmq.ROUTER, ROUTER | locks)
+        locks = server.server_options() if server else None
+        self._router = open_socket(self._context, zmq.ROUTER, ROUTER, locks)
         self._both: select.epoll | None = None
         if self._doorkeeper:
             self._both = select.epoll()  # one descriptor for two sockets

@@ -243,6 +243,9 @@ class Core:
         self._acknowledge(peer, Ack(KIND_OF[Leave], leave.token))
 
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
+        if obituary.cause.kind is CauseKind.OPERATOR:
+            self.roster.counters["obituaries in an operator's name"] += 1
+            return
         left = obituary.cause.kind is CauseKind.LEFT
         for slot in self._named_by(obituary):
             if slot.member.live:
