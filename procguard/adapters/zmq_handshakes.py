@@ -122,13 +122,13 @@ def why_refused(host: str, port: int, keys: MemberKeys | None) -> str:
     mechanism, address = _mechanism(host, port)
     if mechanism == _WITH_KEYS and keys is None:
         return (
-            f"the lighthouse there asks for a key, and this process has none: set {VARIABLE} to the key file "
-            "that `procguard keys` made for it"
+            f"a key is asked for there, and this process has none: set {VARIABLE} to the key file that "
+            "`procguard keys` made for it"
         )
     if mechanism == _WITHOUT and keys is not None:
         return (
-            f"the lighthouse there knows no keys, and {VARIABLE} names one ({keys.origin}): start the "
-            f"lighthouse with --keys, or unset {VARIABLE}"
+            f"no key is asked for there, and {VARIABLE} names one ({keys.origin}): start the lighthouse with "
+            f"--keys, or unset {VARIABLE}"
         )
     if mechanism != _WITH_KEYS or keys is None:
         return ""
@@ -136,13 +136,13 @@ def why_refused(host: str, port: int, keys: MemberKeys | None) -> str:
     outcome = _outcome(address, port, keys)
     if outcome == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return (
-            f"the lighthouse there refuses our key ({mine}): it was never listed, or was revoked; "
+            f"our key is refused there ({mine}): it was never listed, or was revoked; "
             f"`procguard keys list` shows who is, and {VARIABLE} names our file"
         )
     if outcome == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
         return (
-            f"the lighthouse there is not the one that our key was made for ({mine}): does {VARIABLE} "
-            "name the right file?"
+            f"who serves there holds another key than the one that ours was made for ({mine}): does "
+            f"{VARIABLE} name the right file?"
         )
     return ""
 

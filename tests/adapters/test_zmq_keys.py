@@ -136,7 +136,7 @@ def test_nothing_is_kept_of_those_who_are_refused(lighthouse, keys, tmp_path):
         for n in range(5):
             own = read_member(tmp_path / "other" / "members" / f"m{n}.key")
             stranger = MemberKeys("x", Listed(MEMBER, "x"), own.public, own._secret, keys.server.public)
-            assert "refuses our key" in explanation(lighthouse, stranger)
+            assert "our key is refused there" in explanation(lighthouse, stranger)
     assert len({at.text for at in found if isinstance(at, KeyRefused)}) == 5
     assert lighthouse._plain_members == set()
     assert vars(lighthouse._doorkeeper).keys() == {"_allowed", "socket", "news"}
