@@ -66,6 +66,16 @@ def test_a_job_with_keys_survives_kill_9(job: Job, duo: list[Trainer], keys: Key
     job.check()
 
 
+def test_a_lighthouse_with_keys_dies_and_nobody_is_lost(job: Job, duo: list[Trainer], keys: Keys) -> None:
+    lives = [trainer.incarnation for trainer in duo]
+    job.kill_lighthouse()
+    job.start_lighthouse()
+    job.lighthouse.keys = keys.member()
+    job.trains(*duo)
+    assert [trainer.incarnation for trainer in duo] == lives
+    job.check()
+
+
 def test_an_operator_ends_a_life_and_nobody_else_does(job: Job, duo: list[Trainer], keys: Keys) -> None:
     survivor, victim = duo
     key_of_a, key_of_op = str(keys.path("a")), str(keys.directory)
