@@ -104,8 +104,9 @@ def kill(replica_id: str, job: str, lighthouse: str | None, keys: str | None, ti
     target = find(lighthouse, keys)
     if target.keys is None:
         raise UsageError(f"procguard kill {KEYS_NEEDED}")
-    snapshot = ask(target, job, timeout_s := timeout_of(timeout))
-    job_id, member = choose(snapshot, name, job)
+    wanted_job = parsed("--job", parse_name, job) if job else ""
+    snapshot = ask(target, wanted_job, timeout_s := timeout_of(timeout))
+    job_id, member = choose(snapshot, name, wanted_job)
     result = end(target, Kill(job_id, name, member.incarnation), target.keys, timeout_s)
     if result is KillResult.NOT_ALLOWED:
         raise LighthouseRejected(

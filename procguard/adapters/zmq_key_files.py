@@ -15,12 +15,13 @@ stands in a file.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import zmq
@@ -103,28 +104,32 @@ def add_key(directory: Path, listed: Listed) -> Path:
     require_curve()
     _check_name(listed.name)
     server = _read_lighthouse(directory)["public"]
-    known = read_allowed(directory / ALLOWED_FILE)
-    path = directory / FOLDERS[listed.role] / f"{listed.name}{SUFFIX}"
-    if any(other.name == listed.name for other in known.values()) or path.exists():
-        raise UsageError(
-            f"{listed.name}: has a key already, which is never overwritten; to give it another one, first "
-            f"`procguard keys revoke {directory} {listed.name}`"
-        )
-    public, secret = _new_pair()
-    keys = MemberKeys(str(path), listed, public, secret, server)
-    with _in_words(path):
+    with _one_writer(directory):
+        known = read_allowed(directory / ALLOWED_FILE)
+        path = directory / FOLDERS[listed.role] / f"{listed.name}{SUFFIX}"
+        if any(other.name == listed.name for other in known.values()) or path.exists():
+            raise UsageError(
+                f"{listed.name}: has a key already, which is never overwritten; for another one, first "
+                f"`procguard keys revoke {directory} {listed.name}`"
+            )
+        public, secret = _new_pair()
+        keys = MemberKeys(str(path), listed, public, secret, server)
         _write_new(path, keys.to_text())
-        _write_allowed(directory, {**known, public: listed})
+        try:
+            _write_allowed(directory, {**known, public: listed})
+        except BaseException:
+            path.unlink()
+            raise
     return path
 
 
 def revoke_key(directory: Path, name: str) -> None:
     """Take a key off the list, and its file away if it is here."""
-    known = read_allowed(directory / ALLOWED_FILE)
-    kept = {public: listed for public, listed in known.items() if listed.name != name}
-    if len(kept) == len(known):
-        raise UsageError(f"{name}: no such key; `procguard keys list {directory}` shows those there are")
-    with _in_words(directory):
+    with _one_writer(directory):
+        known = read_allowed(directory / ALLOWED_FILE)
+        kept = {public: listed for public, listed in known.items() if listed.name != name}
+        if len(kept) == len(known):
+            raise UsageError(f"{name}: no such key; `procguard keys list {directory}` shows those there are")
         _write_allowed(directory, kept)
         for folder in FOLDERS.values():
             (directory / folder / f"{name}{SUFFIX}").unlink(missing_ok=True)
@@ -163,17 +168,25 @@ def _write_allowed(directory: Path, entries: dict[str, Listed]) -> None:
         raise
 
 
-class _in_words:
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
     """Turns what the file system says into one message."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename or path}: {error.strerror}") from None
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise ConfigError(f"{error.filename or self._path}: {error.strerror}") from None
+@contextmanager
+def _one_writer(directory: Path) -> Iterator[None]:
+    """Two who change the list at once take turns, or one of their changes would be lost."""
+    with _in_words(directory):
+        lock = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
 
 # --- reading

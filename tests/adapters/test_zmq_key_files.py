@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,31 @@ def test_a_directory_in_use_is_left_alone(keys: Keys, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make_directory(tmp_path / "empty", ["x"], [])
     assert read_server(tmp_path / "empty")
+
+
+def test_a_key_that_could_not_be_listed_is_not_left_behind(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        add_key(keys.directory, Listed(MEMBER, "c"))
+    monkeypatch.undo()
+    assert not keys.path("c").exists()
+    assert [path.name for path in keys.directory.iterdir() if path.name.startswith(".")] == []
+    assert add_key(keys.directory, Listed(MEMBER, "c")) == keys.path("c")
+
+
+def test_several_who_add_at_once_lose_nothing(keys: Keys) -> None:
+    names = [f"m{n}" for n in range(8)]
+    adding = [threading.Thread(target=add_key, args=(keys.directory, Listed(MEMBER, name))) for name in names]
+    for thread in adding:
+        thread.start()
+    for thread in adding:
+        thread.join()
+    assert {Listed(MEMBER, name) for name in names} <= set(read_allowed(keys.directory / "allowed").values())
 
 
 def test_a_name_belongs_to_one(tmp_path: Path) -> None:
