@@ -289,3 +289,8 @@ def test_the_variables_that_kubernetes_sets_for_a_service_are_not_ours() -> None
         "PROCGUARD_LIGHTHOUSE_SERVICE_HOST": "10.0.0.11",
     }
     assert find_lighthouse_variables(["port", "bind"], environ) == {}
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert TrainerSettings.read({"PROCGUARD_KEYS": "~/keys/a.key"}).keys == Path("/home/ann/keys/a.key")

@@ -20,7 +20,7 @@ from tests.job import Job, Trainer
 from tests.keys import Keys
 from tests.lighthouse.running import Lighthouse, Running
 
-FAST = ("--heartbeat-timeout-ms=3000", "--log-level=debug")
+FLAGS = ("--bind=0.0.0.0", "--heartbeat-timeout-ms=2000")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture(scope="module")
 def job(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     folder = tmp_path_factory.mktemp("job")
-    with Job(folder, f"--keys={keys.directory}", "--bind=0.0.0.0") as job:
+    with Job(folder, f"--keys={keys.directory}", *FLAGS) as job:
         job.lighthouse.keys = keys.member()
         yield job
 
