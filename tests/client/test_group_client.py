@@ -145,7 +145,7 @@ def test_a_rank_with_another_key_than_its_group_is_told_so(stage: Stage) -> None
         stage.ask(1.0)
     stage.wires[0].explanation = "who serves there holds another key"
     with pytest.raises(
-        QuorumTimeout, match="did not answer: who serves there .*; all ranks of a replica use"
+        QuorumTimeout, match=r"did not answer: who serves there .*; all ranks of a replica use"
     ):
         stage.ask(1.0)
 
