@@ -31,6 +31,8 @@ MEMBER_QUEUE_COUNT_MAX = 1000
 NOTICE_QUEUE_COUNT_MAX = 1000
 """Notices held for each listener that does not read; it loses what comes beyond, and asks for a resync."""
 SUBSCRIPTION_BYTES_MAX = 2048
+CURVE_BYTES = 33
+"""What encryption adds to each frame."""
 OPEN_FILES_MAX = 1 << 16
 WAIT_S_MAX = 3600.0
 PORT_MAX = (1 << 16) - 1
@@ -94,10 +96,13 @@ def server_context() -> Context:
     return context
 
 
-def open_socket(context: Context, kind: int, options: Options) -> Socket:
-    """A socket with these options, and those that every one has."""
+def open_socket(context: Context, kind: int, options: Options, keys: Options | None = None) -> Socket:
+    """A socket with these options, those that every one has, and the keys for what it says and hears."""
+    chosen = EVERY_SOCKET | options | (keys or {})
+    if keys:  # libzmq measures what comes over the wire
+        chosen[zmq.MAXMSGSIZE] = int(chosen.get(zmq.MAXMSGSIZE, -1)) + CURVE_BYTES
     opened = context.socket(kind)
-    for option, value in (EVERY_SOCKET | options).items():
+    for option, value in chosen.items():
         opened.set(option, value)
     return opened
 

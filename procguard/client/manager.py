@@ -168,16 +168,20 @@ def _join(options: ManagerOptions, advertised: str, hears: Hears) -> Membership:
         options.group_run,
     )
 
+    keys = options.keys
+    within_group = keys.within_group() if keys else None
+    secret = keys.to_text().encode() if keys else b""
+
     def start_process(life_line: LifeLine) -> Host:
-        return ListenerProcess(partial(listener.command, host, port, life_line), life_line)
+        return ListenerProcess(partial(listener.command, host, port, life_line), life_line, secret)
 
     return Membership(
         identity,
         where=options.where,
         host=advertised,
-        connect=lambda: ZmqMemberTransport(host, port),
-        connect_rank=ZmqMemberTransport,
-        open_server=ZmqRankServer,
+        connect=lambda: ZmqMemberTransport(host, port, keys),
+        connect_rank=partial(ZmqMemberTransport, keys=within_group),
+        open_server=partial(ZmqRankServer, keys=keys),
         start_process=start_process if options.proactive else None,
         hears=hears,
         run_promptly=run_promptly,

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from procguard.adapters.zmq_key_files import find_member, read_member
+from procguard.adapters.zmq_keys import VARIABLE, MemberKeys
 from procguard.client.timeouts import positive
 from procguard.env import Address, TrainerSettings, found_in, parse_address, parse_name
-from procguard.errors import UsageError
+from procguard.errors import ConfigError, UsageError
 
 DEFAULT_JOB = "default"
 
@@ -40,6 +42,8 @@ class ManagerOptions:
     progress_timeout: timedelta | None
     proactive: bool
     hostname: str | None
+    keys: MemberKeys | None
+    """Of this replica; None: the lighthouse asks for none."""
 
     @classmethod
     def resolve(
@@ -71,12 +75,13 @@ class ManagerOptions:
         progress = found.progress_timeout if found.progress_timeout is not None else progress_timeout
         if progress is not None:
             progress = positive("progress_timeout", progress)
+        name = _name("replica_id", replica_id) or _replica_id(found, world_size)
         retries = found.quorum_retries if found.quorum_retries is not None else quorum_retries
         return cls(
             lighthouse=lighthouse,
             where=where,
             job_id=_name("job_id", job_id) or found.job_id or DEFAULT_JOB,
-            replica_id=_name("replica_id", replica_id) or _replica_id(found, world_size),
+            replica_id=name,
             group_rank=rank,
             group_world_size=world_size,
             group_run=_group_run(found) if world_size > 1 else "",
@@ -89,7 +94,17 @@ class ManagerOptions:
             progress_timeout=progress,
             proactive=True if proactive is None else proactive,
             hostname=None if hostname is None else _host(hostname),
+            keys=_keys(found, name),
         )
+
+
+def _keys(found: TrainerSettings, replica_id: str) -> MemberKeys | None:
+    if found.keys is None:
+        return None
+    try:
+        return read_member(find_member(found.keys, replica_id))
+    except ConfigError as error:
+        raise ConfigError(f"{VARIABLE}: {error}") from None
 
 
 def _lighthouse(

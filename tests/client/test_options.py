@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from procguard.client.options import DEFAULT_JOB, ManagerOptions
 from procguard.env import Address
 from procguard.errors import UsageError
+from tests.keys import Keys
 
 MINUTE = timedelta(seconds=60)
 
@@ -186,3 +188,17 @@ def test_a_group_of_several_ranks_needs_a_name() -> None:
 def test_a_variable_that_cannot_be_read_is_named() -> None:
     with pytest.raises(UsageError, match="PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off"):
         resolve({"PROCGUARD_PROACTIVE_RECOVERY": "maybe"})
+
+
+def test_the_key_is_the_replicas_own(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys")
+    assert resolve().keys is None
+    for path, name in ((keys.path("b"), "a"), (keys.directory, "b")):
+        options = resolve({"PROCGUARD_KEYS": str(path), "REPLICA_ID": name})
+        assert options.keys is not None
+        assert options.keys.name == "b"
+        assert not [secret for secret in keys.secrets() if secret in repr(options)]
+    with pytest.raises(UsageError, match=r"PROCGUARD_KEYS: .*no key for replica_id 'zz'; it has a, b"):
+        resolve({"PROCGUARD_KEYS": str(keys.directory)}, replica_id="zz")
+    with pytest.raises(UsageError, match=r"PROCGUARD_KEYS: .*cannot be read"):
+        resolve({"PROCGUARD_KEYS": str(tmp_path / "nothing")})
