@@ -27,6 +27,7 @@ from procguard.env import (
     LIGHTHOUSE_PORT,
     Address,
     Variable,
+    found_in,
     parse_address,
     parse_name,
     parse_path,
@@ -76,7 +77,7 @@ def find(flag: str | None, keys: str | None = None) -> Target:
         return Target(parsed("--lighthouse", parse_address, flag), "from --lighthouse", person)
     named = Variable(VARIABLE, parse_address).read(os.environ)
     if isinstance(named, Address):
-        return Target(named, f"from {VARIABLE}", person)
+        return Target(named, f"from {found_in(VARIABLE)}", person)
     default = Address("localhost", LIGHTHOUSE_PORT)
     return Target(default, f"the default, as {VARIABLE} is not set", person)
 
@@ -169,8 +170,8 @@ _NUMBERS = (2, 3, 4)
 """Columns of the members' table that are aligned to the right."""
 
 
-def as_text(snapshot: Snapshot, address: Address) -> str:
-    """What a person wants to see of it."""
+def as_text(snapshot: Snapshot, address: Address, job_id: str = "") -> str:
+    """What a person wants to see of it, having asked for this job, or for all."""
     settings = snapshot.settings
     lines = [
         f"Lighthouse {address}: up for {_span(snapshot.uptime_s)}, epoch {snapshot.epoch}, heartbeat every "
@@ -178,7 +179,9 @@ def as_text(snapshot: Snapshot, address: Address) -> str:
     ]
     for job in snapshot.jobs:
         lines += ["", *_job_lines(job)]
-    if not snapshot.jobs:
+    if job_id and not snapshot.jobs:
+        lines += ["", f"No job {job_id!r} here; `procguard status` without --job shows those there are"]
+    elif not snapshot.jobs:
         lines += ["", f"No replicas. In each trainer: export {VARIABLE}={address}"]
     if snapshot.counters:
         lines += [
@@ -308,7 +311,7 @@ def status(
         snapshot = ask(target, job_id, timeout_s)
         if json_wanted:
             return json.dumps(as_json(snapshot), indent=None if watch else 2)
-        return as_text(snapshot, target.address)
+        return as_text(snapshot, target.address, job_id)
 
     if watch:
         with suppress(KeyboardInterrupt):
