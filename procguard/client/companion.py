@@ -113,7 +113,7 @@ class Companion:
         self._lock = threading.Lock()
         self._enrol: Enrol | None = None
         self._in_quorum: InQuorum | None = None
-        self._over: Incarnation | None = None
+        self._over: Over | None = None
         self._closing = False
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
@@ -131,7 +131,7 @@ class Companion:
     def enrol(self, enrol: Enrol) -> None:
         """Beat for a new incarnation from now on."""
         with self._lock:
-            self._enrol, self._in_quorum = enrol, None
+            self._enrol, self._in_quorum, self._over = enrol, None, None
         self.tell(enrol)
 
     def in_quorum(self, message: InQuorum) -> None:
@@ -154,8 +154,8 @@ class Companion:
         self._wake()
 
     @property
-    def over(self) -> Incarnation | None:
-        """The last incarnation that a session said is over."""
+    def over(self) -> Over | None:
+        """What a session said of an incarnation of ours that is over, since we enrolled last."""
         return self._over
 
     @property
@@ -263,7 +263,7 @@ class Companion:
         if isinstance(message, Heard):
             self._hears.hear(message.epoch, message.notices)
         elif isinstance(message, Over):
-            self._over = message.incarnation
+            self._over = message
             self._hears.over(message.epoch, message.incarnation, message.cause)
         elif isinstance(message, LeftOut):
             self._hears.left_out(message.quorum_id)

@@ -247,7 +247,11 @@ class SimCheckpoints:
             task.sleep(TRANSFER_S * self._fabric.random.random())
         finally:
             source.end_reading(self)
-        if self._is_aborted or source.computer.dead or self._fabric.served.get(metadata, (0, 0, 0))[1] is not state:
+        if (
+            self._is_aborted
+            or source.computer.dead
+            or self._fabric.served.get(metadata, (0, 0, 0))[1] is not state
+        ):
             raise CheckpointError(f"the transfer from {metadata} broke off")
         return state
 

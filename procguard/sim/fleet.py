@@ -21,8 +21,8 @@ SLICE_S = 0.5
 RESTART_S = 0.5
 """After a trainer has ended by itself."""
 STUCK_S = 40.0
-"""After the last fault is over, everyone who lives must have committed again by then: a collective timed out, a
-join_timeout or two, a connection whose retransmission had backed off."""
+"""After the last fault is over, everyone who lives must have committed again by then: a collective timed out,
+a join_timeout or two, a connection whose retransmission had backed off."""
 COMMITS_OWED = 2
 AFTERMATH_S = 1.5
 """Three beacons: by then each notice has been heard by everyone."""

@@ -18,6 +18,7 @@ from procguard.lighthouse.core import BEACON_INTERVAL_S
 from procguard.lighthouse.deadlines import STALE_MAX
 from procguard.lighthouse.events import Effect, Event, Publish, Send, TimePassed
 from procguard.lighthouse.job import Job
+from procguard.lighthouse.members import Member
 from procguard.lighthouse.roster import Timer
 from procguard.messages import (
     CauseKind,
@@ -310,10 +311,10 @@ class ToldOnce:
 class NeverFailed:
     """A member that is alive, scheduled and connected within the declared delay bound is never failed.
 
-    Scheduled: neither it nor its listener was stopped, nor held up for longer than 300 ms. Connected: no frame
-    of its machine took longer than ``network.DELAY_BOUND_S``, no connection of it was cut, no partition lay
-    between. All that since as long as the verdict looks back, and ``RECOVERY_S`` more. A lighthouse's death,
-    restart or stall is no excuse; nor is the death of a listener.
+    Scheduled: neither it nor its listener was stopped, nor held up for longer than 300 ms. Connected: no
+    frame of its machine took longer than ``network.DELAY_BOUND_S``, no connection of it was cut, no partition
+    lay between. All that since as long as the verdict looks back, and ``RECOVERY_S`` more. A lighthouse's
+    death, restart or stall is no excuse; nor is the death of a listener.
     """
 
     def __init__(self, findings: Findings, settings: Settings) -> None:
@@ -334,7 +335,9 @@ class NeverFailed:
         if notice.left:
             well = not process.wants_to_leave
         elif kind is CauseKind.STALLED:
-            well = process.hangs_until < now - process.plan.progress_timeout_s and self._is_well(process, 1.0, now)
+            well = process.hangs_until < now - process.plan.progress_timeout_s and self._is_well(
+                process, 1.0, now
+            )
         else:
             well = kind not in self._window_s or self._is_well(process, self._window_s[kind], now)
         if well:
@@ -358,7 +361,8 @@ class Answered:
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
         self._spoken: dict[bytes, float] = {}
-        self._since: dict[str, float] = {}
+        self._since: dict[tuple[str, bytes], float] = {}
+        """By member and the connection on which it asks: one on a new connection has just begun to wait."""
         self._held_since: float | None = None
         self.excused_until = 0.0
 
@@ -374,11 +378,13 @@ class Answered:
     def look(self, core: WatchedCore, job: Job, now: float) -> None:
         live = [member for member in job.members.values() if member.live]
         waiting = {member.replica_id: member for member in live if member.request is not None}
-        self._since = {name: self._since.get(name, now) for name in waiting}
+        asks = [(name, member.asks_from) for name, member in waiting.items()]
+        self._since = {each: self._since.get(each, now) for each in asks}
         patience_s = BEACON_INTERVAL_S + ANSWER_SLACK_S
         for name, member in waiting.items():
             heard_at = self._spoken.get(member.asks_from, 0.0)
-            if now - max(heard_at, self._since[name], self.excused_until) > patience_s:
+            since = self._since[name, member.asks_from]
+            if now - max(heard_at, since, self.excused_until) > patience_s:
                 self._findings.report("answered", f"{name} waits, and is not told why")
         if not self._should_form(core, job, live, len(waiting)):
             self._held_since = None
@@ -389,7 +395,7 @@ class Answered:
             self._findings.report("answered", f"{names} wait though nothing is missing for a quorum")
             self._held_since = now
 
-    def _should_form(self, core: WatchedCore, job: Job, live: list[roster.Member], asking: int) -> bool:
+    def _should_form(self, core: WatchedCore, job: Job, live: list[Member], asking: int) -> bool:
         if asking < max(job.min_replicas, 1) or any(m.state is not MemberState.ALIVE for m in live):
             return False
         was_in = set(job.previous.members) if job.previous else set()

@@ -43,10 +43,12 @@ class Link:
         self._on_readable = on_readable
         self._inbox: deque[LinkMessage] = deque()
         self._is_ended = False
+        self._end_is_known = False
 
     @property
     def readable(self) -> bool:
-        return bool(self._inbox) or self._is_ended
+        """Whether there is something that its reader has not yet taken."""
+        return bool(self._inbox) or (self._is_ended and not self._end_is_known)
 
     def fileno(self) -> int:
         return self._number
@@ -60,6 +62,7 @@ class Link:
 
     def receive(self) -> list[LinkMessage] | None:
         if not self._inbox and self._is_ended:
+            self._end_is_known = True
             return None
         messages = list(self._inbox)
         self._inbox.clear()
@@ -206,7 +209,9 @@ class SessionHost:
         self._transport.waiting = self._ready
         watch: Watch = self._watch
         link = self._theirs
-        self._loop = ListenerLoop(self.session, self._transport, link, watch, GroupHost(no_server), self._clock)
+        self._loop = ListenerLoop(
+            self.session, self._transport, link, watch, GroupHost(no_server), self._clock
+        )
         self.wake()
 
     def _ready(self, timeout_s: float, fds: tuple[int, ...]) -> list[int]:
@@ -224,6 +229,8 @@ class SessionHost:
         if loop.is_over():
             self._end()
             return
+        if self._theirs.readable:
+            self.wake()
         self._clock.cancel(self._alarm)
         self._alarm = None
         due_at = loop.next_deadline()
@@ -313,6 +320,8 @@ class SimCompanion(Companion):
         if self._closing:
             return
         self.turn()
+        if any(host.link.readable for host in self.hosts()):
+            self._wake()  # descriptors stay readable until all is read, and the end as well
         self._computer.clock.cancel(self._alarm)
         due_at = self.next_deadline()
         self._alarm = self._computer.clock.at(due_at, self._wake) if due_at < inf else None

@@ -51,11 +51,20 @@ _MODULUS = (1 << 61) - 1
 class Plan(Protocol):
     """What a schedule says of every trainer."""
 
-    min_replicas: int
-    step_s: float
-    timeout_s: float
-    quorum_timeout_s: float
-    progress_timeout_s: float
+    @property
+    def min_replicas(self) -> int: ...
+
+    @property
+    def step_s(self) -> float: ...
+
+    @property
+    def timeout_s(self) -> float: ...
+
+    @property
+    def quorum_timeout_s(self) -> float: ...
+
+    @property
+    def progress_timeout_s(self) -> float: ...
 
 
 class Sees(Protocol):
@@ -148,10 +157,11 @@ class SimMembership:
         return self._companion.listening_pids if self._companion else []
 
     def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
-        assert self._companion is not None
-        quorum = self._client.quorum(asks, timeout_s, self._companion.over)
+        companion = self._companion
+        assert companion is not None
+        quorum = self._client.quorum(asks, timeout_s, lambda: companion.over)
         members = tuple([(p.replica_id, p.incarnation) for p in quorum.participants])
-        self._companion.in_quorum(InQuorum(self._client.epoch, QuorumClaim(quorum.quorum_id, members)))
+        companion.in_quorum(InQuorum(self._client.epoch, QuorumClaim(quorum.quorum_id, members)))
         return quorum
 
     def vote(self, round: int, commits: bool, timeout_s: float) -> bool:

@@ -43,7 +43,7 @@ class Weather(Counter[str]):
 
 
 class Path:
-    """The way between one machine and the lighthouse's. Directions are ``UP`` (to the lighthouse) and ``DOWN``.
+    """The way between one machine and the lighthouse's, in its two directions: ``UP`` is to the lighthouse.
 
     Attributes:
         blocked: partitions in force, by direction.

@@ -21,6 +21,9 @@ SIZES = ((70, 2, 4), (22, 5, 8), (7, 9, 16), (1, 17, 64))
 """Weight, and the range of members: most faults need few members, and many cost time."""
 
 
+KILLED_WHEN = ("at once", "while sending", "before persisting", "after persisting")
+
+
 class Kind(Enum):
     CRASH = "crash"
     MASS_CRASH = "mass crash"
@@ -171,9 +174,7 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
         Kind.PARTITION: ("up", "down", "both"),
         Kind.FLAP: ("up", "down", "both"),
         Kind.CUT: ("heard", "unheard"),
-        Kind.LIGHTHOUSE_KILL: tuple(
-            f"{when}, {disk.value} state" for disk in Disk for when in ("at once", "while sending", "before persisting", "after persisting")
-        ),
+        Kind.LIGHTHOUSE_KILL: tuple([f"{when}, {disk.value} state" for disk in Disk for when in KILLED_WHEN]),
     }  # fmt: skip
     amount = random.random()
     if kind is Kind.LIGHTHOUSE_KILL:
