@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable
 from random import Random
+from traceback import format_exception
 from typing import NamedTuple
 
 from procguard.sim.clock import VirtualClock
@@ -84,6 +85,9 @@ class Fleet:
             self._quiet_at = max(self._quiet_at, fault.at + fault.length_s + FORCED_KILL_S)
         try:
             self._run_to_the_end()
+        except Exception as error:  # noqa: BLE001  # whoever raised it: a bug, with the seed that shows it
+            self.findings.report("no-bug", "".join(format_exception(error)))
+        try:
             return Result(
                 schedule.seed,
                 self.findings.violations,
