@@ -28,6 +28,7 @@ COMMITS_OWED = 2
 AFTERMATH_S = 1.5
 """Three beacons: by then each notice has been heard by everyone."""
 FORCED_KILL_S = 0.5
+DEAF_S = 0.05
 
 
 class Result(NamedTuple):
@@ -177,7 +178,7 @@ class Fleet:
             self._kill_lighthouse(fault)
         elif fault.kind is Kind.LIGHTHOUSE_PAUSE:
             self.lighthouse.pause()
-            self.clock.after(fault.length_s, self._resume_lighthouse)
+            self.clock.after(fault.length_s, self._resume_lighthouse, fault.mode)
         elif fault.kind is Kind.NOTICE_LOSS:
             self.lighthouse.lose_notices(max(0.3, fault.amount))
             self.clock.after(fault.length_s, self.lighthouse.lose_notices, 0.0)
@@ -195,6 +196,7 @@ class Fleet:
             process.stop(listeners=kind is Kind.STOP_BOTH)
             self.clock.after(length_s, self._go_on, process, True)
         elif kind is Kind.PAUSE:
+            process.machine.held_up(length_s)
             process.stop(listeners=True, by_signal=False)
             self.clock.after(length_s, self._go_on, process, False)
         elif kind is Kind.HANG:
@@ -271,9 +273,10 @@ class Fleet:
         if core is not None:
             self.findings.line(f"lighthouse: starts with epoch {core.epoch}")
 
-    def _resume_lighthouse(self) -> None:
-        self.watch.answered.excused_until = self.clock.now
-        self.lighthouse.go_on()
+    def _resume_lighthouse(self, mode: str) -> None:
+        deaf_s = DEAF_S if mode == "suspend" else 0.0
+        self.watch.answered.excused_until = self.clock.now + deaf_s
+        self.lighthouse.go_on(deaf_s)
 
 
 def run(schedule: Schedule, trace: Callable[[str], None] | None = None) -> Result:

@@ -128,6 +128,7 @@ class RightMembers:
         before: tuple[Life, ...],
         effects: tuple[Effect, ...],
         over: dict[str, Incarnation],
+        now: float,
     ) -> None:
         report = self._findings.report
         if len(members) < job.min_replicas:
@@ -139,6 +140,10 @@ class RightMembers:
             if replica_id in over and incarnation <= over[replica_id]:
                 report("right-members", f"{replica_id} {incarnation} is over, yet in a quorum")
         chosen = dict(members)
+        others = [m for m in job.members.values() if m.live and m.asked and m.replica_id not in chosen]
+        counted = sum(not m.overdue(now, self._settings.join_timeout_s) for m in others)
+        if len(members) <= counted and not self._shrinks(job, members):
+            report("right-members", f"{len(members)} replicas of {len(members) + counted} are no majority")
         told = {e.message.token for e in effects if isinstance(e, Send) and isinstance(e.message, Excluded)}
         for replica_id, incarnation in before:
             member = job.members.get(replica_id)
@@ -147,6 +152,11 @@ class RightMembers:
             reached = [slot for slot in member.slots.values() if slot.listener_peer]
             if not all(slot.token in told for slot in reached):
                 report("right-members", f"{replica_id} {incarnation} was left out, and not told")
+
+    def _shrinks(self, job: Job, members: tuple[Life, ...]) -> bool:
+        """Then only members of the quorum before are counted."""
+        answers = [job.members[name].answer for name, _ in members if name in job.members]
+        return any(p.shrink_only for answer in answers if answer for p in answer.participants)
 
 
 class OneQuorum:
@@ -314,7 +324,9 @@ class NeverFailed:
     Scheduled: neither it nor its listener was stopped, nor held up for longer than 300 ms. Connected: no
     frame of its machine took longer than ``network.DELAY_BOUND_S``, no connection of it was cut, no partition
     lay between. All that since as long as the verdict looks back, and ``RECOVERY_S`` more. A lighthouse's
-    death, restart or stall is no excuse; nor is the death of a listener.
+    death, restart or stall is no excuse; nor is the death of a listener, unless its trainer, which has to
+    speak in its place, is held up at that very time. A life that an earlier lighthouse had ended is not
+    failed when the next one learns of that.
     """
 
     def __init__(self, findings: Findings, settings: Settings) -> None:
@@ -354,7 +366,8 @@ class Answered:
 
     Told why: something was sent to each waiting connection in the last beacon interval. Answered: when all
     live members ask (or all live ones of the quorum before, and they are most of those who ever asked), none
-    is suspect, and they are enough, they form a quorum by the next beacon. Not owed while a lighthouse that
+    is suspect, and they are enough, they form a quorum by the next beacon. A request that was taken in stays
+    until it is answered, expires, or its member is over. Not owed while a lighthouse that
     has just been restarted waits for those of an earlier quorum, nor for time in which it was not scheduled.
     """
 
@@ -364,11 +377,13 @@ class Answered:
         self._since: dict[tuple[str, bytes], float] = {}
         """By member and the connection on which it asks: one on a new connection has just begun to wait."""
         self._held_since: float | None = None
+        self._asking: dict[str, tuple[Member, int]] = {}
         self.excused_until = 0.0
 
     def started(self) -> None:
         self._spoken.clear()
         self._since.clear()
+        self._asking.clear()
         self._held_since = None
 
     def spoke(self, peers: tuple[bytes, ...], now: float) -> None:
@@ -380,6 +395,12 @@ class Answered:
         waiting = {member.replica_id: member for member in live if member.request is not None}
         asks = [(name, member.asks_from) for name, member in waiting.items()]
         self._since = {each: self._since.get(each, now) for each in asks}
+        for name, (member, round_) in self._asking.items():
+            if member.live and member.request is None and member.answered_round < round_:
+                self._findings.report("answered", f"the request of {name} vanished without an answer")
+        self._asking = {
+            name: (member, member.request.round) for name, member in waiting.items() if member.request
+        }
         patience_s = BEACON_INTERVAL_S + ANSWER_SLACK_S
         for name, member in waiting.items():
             heard_at = self._spoken.get(member.asks_from, 0.0)
@@ -471,6 +492,7 @@ class Watch:
         self._before: tuple[Life, ...] = ()
         self._core: WatchedCore | None = None
         self._looked_at = 0.0
+        self._look_now = False
 
     # --- the lighthouse
 
@@ -496,17 +518,19 @@ class Watch:
     def turned(self, core: WatchedCore) -> None:
         """The lighthouse's loop has done a turn."""
         now = self._clock.now
-        if now - self._looked_at < BEACON_INTERVAL_S / 5:
+        if now - self._looked_at < BEACON_INTERVAL_S / 5 and not self._look_now:
             return
-        self._looked_at = now
+        self._looked_at, self._look_now = now, False
         for job in core.roster.jobs.values():
             self.answered.look(core, job, now)
             for member in job.members.values():
-                if member.live and member.incarnation <= self._over_here.get(
-                    member.replica_id, Incarnation(0, 0)
-                ):
+                is_over = member.incarnation <= self._over_here.get(member.replica_id, Incarnation(0, 0))
+                if member.live and is_over:
                     text = f"{member.replica_id} {member.incarnation} is over, and lives again"
                     self.findings.report("right-members", text)
+                elif not member.live and not is_over and job.job_id not in core.roster.undecided:
+                    text = f"{member.replica_id} {member.incarnation} is over, and nobody was told"
+                    self.findings.report("told-once", text)
         self.bounded.look(core)
         bugs = core.roster.counters[OWN_ERRORS] + core.roster.counters["invalid frames"]
         if bugs:
@@ -514,15 +538,18 @@ class Watch:
 
     def _published(self, notice: Notice, now: float) -> None:
         life = notice.replica_id, notice.incarnation
+        self._look_now = True
         self.findings.line(f"lighthouse: {life[0]} {life[1]} is over: {notice.cause}")
         if notice.incarnation <= self._over_here.get(notice.replica_id, Incarnation(0, 0)):
             known = self._over_here[notice.replica_id]
             if notice.incarnation == known:
                 self.findings.report("told-once", f"{life[0]} {life[1]} was published twice")
+        was_over = life[1] <= self._over.get(life[0], Incarnation(0, 0))
         for table in (self._over, self._over_here):
             table[life[0]] = max(life[1], table.get(life[0], life[1]))
         self.told_once.published(notice, now)
-        self.never_failed.published(notice, self.processes.get(life), now)
+        if not was_over:
+            self.never_failed.published(notice, self.processes.get(life), now)
 
     def _formed(
         self,
@@ -539,7 +566,7 @@ class Watch:
             self.findings.line(f"lighthouse: quorum {quorum.quorum_id} of {names}")
         if isinstance(event, TimePassed):
             job = core.roster.jobs[quorum.job_id]
-            self.right_members.formed(job, members, self._before, effects, self._over_here)
+            self.right_members.formed(job, members, self._before, effects, self._over_here, now)
             self._before = members
 
     # --- the trainers

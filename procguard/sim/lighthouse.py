@@ -136,8 +136,16 @@ class Lighthouse:
         """It is not scheduled: stopped, suspended, starved."""
         self._is_paused = True
 
-    def go_on(self) -> None:
+    def go_on(self, deaf_s: float) -> None:
+        """It is scheduled again; after a suspension its network comes back a moment later than itself."""
         self._is_paused = False
+        if deaf_s and self.end is not None:
+            self.end.is_deaf = True
+            self._clock.after(deaf_s, self._hear_again, self.end)
+        self._input()
+
+    def _hear_again(self, end: LighthouseEnd) -> None:
+        end.is_deaf = False
         self._input()
 
     def lose_notices(self, share: float) -> None:

@@ -36,7 +36,7 @@ from procguard.messages import (
 )
 from procguard.sim.clock import VirtualClock
 from procguard.sim.collective import Fabric, Gradient, SimCheckpoints, SimGroup
-from procguard.sim.listening import Board, SessionHost, SimCompanion
+from procguard.sim.listening import BOOT_LAST_S, Board, SessionHost, SimCompanion
 from procguard.sim.network import MemberEnd, Network, Path
 from procguard.sim.tasks import Computer, Task, TaskWorker
 
@@ -110,11 +110,25 @@ class Machine:
         self._clock = clock
         self._troubles = 0
         self._disturbed_at = 0.0
+        self._held_up_until = -inf
+        self._speechless_until = -inf
         path.disturb = self.disturb
 
     def disturb(self) -> None:
         """Something short happened to it."""
         self._disturbed_at = self._clock.now
+
+    def held_up(self, length_s: float) -> None:
+        """Nothing is scheduled for so short a time that it does not matter, unless nobody was listening."""
+        self._held_up_until = self._clock.now + length_s
+        if self._clock.now < self._speechless_until:
+            self.disturb()
+
+    def listener_died(self) -> None:
+        """The trainer speaks in its place, if it can."""
+        self._speechless_until = self._clock.now + 2 * BOOT_LAST_S
+        if self._clock.now < self._held_up_until:
+            self.disturb()
 
     def trouble(self, change: int) -> None:
         """Something begins (1) or ends (-1)."""
@@ -327,6 +341,7 @@ class TrainerProcess:
 
     def kill_listeners(self) -> None:
         """SIGKILL to the listener processes."""
+        self.machine.listener_died()
         for host in self.hosts:
             if host.pid is not None and not host.is_over:
                 host.kill()

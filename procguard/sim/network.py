@@ -205,6 +205,8 @@ class LighthouseEnd:
         self.sending: Callable[[], None] = lambda: None
         """Called before each frame that is sent or published."""
         self.waiting: Callable[[float], None] = lambda timeout_s: None
+        self.is_deaf = False
+        """Frames have arrived at the machine, and are not handed to the process yet."""
         self._network = network
         self._on_input = on_input
         self._inbox: deque[Inbound] = deque()
@@ -214,6 +216,8 @@ class LighthouseEnd:
         self.waiting(timeout_s)
 
     def drain(self, count_max: int) -> list[Inbound]:
+        if self.is_deaf:
+            return []
         return [self._inbox.popleft() for _ in range(min(count_max, len(self._inbox)))]
 
     def send(self, peer: bytes, frame: bytes) -> bool:

@@ -6,7 +6,7 @@ leave standing is always enough for a quorum, so that training must go on once t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 from typing import NamedTuple
@@ -174,6 +174,7 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
         Kind.PARTITION: ("up", "down", "both"),
         Kind.FLAP: ("up", "down", "both"),
         Kind.CUT: ("heard", "unheard"),
+        Kind.LIGHTHOUSE_PAUSE: ("stop", "suspend"),
         Kind.LIGHTHOUSE_KILL: tuple([f"{when}, {disk.value} state" for disk in Disk for when in KILLED_WHEN]),
     }  # fmt: skip
     amount = random.random()
@@ -181,3 +182,15 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
         amount = float(random.randint(0, 3 * len(names)))
     length_s = random.uniform(*lengths.get(kind, (0.05, 3.0)))
     return Fault(at, kind, who, length_s, amount, random.choice(modes.get(kind, ("",))))
+
+
+def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
+    """So many of so many die at once, and the lighthouse, held up, learns of all in one batch."""
+    calm = schedule_of(seed, members, members)
+    doomed = calm.names[:dying]
+    faults = (
+        Fault(6.0, Kind.LIGHTHOUSE_PAUSE, (), 0.5, 0.0, "stop"),
+        Fault(6.1, Kind.MASS_CRASH, doomed, 4.0, 0.0, ""),
+        Fault(6.2, Kind.NOTICE_LOSS, (), 1.0, 0.5, ""),
+    )
+    return replace(calm, faults=faults, min_replicas=1, step_s=1.0, loss=0.0, progress_timeout_s=0.0)
