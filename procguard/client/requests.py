@@ -240,7 +240,14 @@ class Requests:
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
         known = self.welcome
-        if welcome.epoch < self.epoch or (known is not None and welcome.incarnation < known.incarnation):
+        if welcome.epoch < self.epoch:
+            return
+        if known is not None and welcome.incarnation < known.incarnation:
+            if welcome.epoch > max(known.epoch, self._over_since):
+                self._over = (
+                    False  # it has adopted an earlier life, from a delayed Hello: claim the present one
+                )
+                self._hello(now)
             return
         returns = self._over and known is not None and welcome.incarnation == known.incarnation
         if returns and welcome.epoch <= self._over_since:

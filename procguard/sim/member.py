@@ -138,7 +138,8 @@ class Machine:
     @property
     def well_since(self) -> float:
         """Alive, scheduled, and connected within the declared delay bound."""
-        return self._clock.now if self._troubles else self._disturbed_at
+        troubled = self._troubles or self.path.stuck_streams
+        return self._clock.now if troubled else self._disturbed_at
 
 
 class SimMembership:

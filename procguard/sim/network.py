@@ -48,7 +48,7 @@ class Path:
     Attributes:
         blocked: partitions in force, by direction.
         vanished: the machine is gone: nothing comes from it or goes to it, and nobody is told.
-        disturb: called when it did not keep to the declared delay bound.
+        disturb: called when a stream did not keep to the declared delay bound.
     """
 
     def __init__(self, delay_s: float, jitter_s: float, loss: float, random: Random) -> None:
@@ -58,6 +58,8 @@ class Path:
         self.blocked = [0, 0]
         self.vanished = False
         self.disturb: Callable[[], None] = lambda: None
+        self.stuck_streams = 0
+        """Of those, how many hold frames that have been lost more than once by now."""
         self._random = random
 
     @property
@@ -88,6 +90,7 @@ class Stream:
         self._deliver = deliver
         self._stuck: deque[tuple[float, bytes]] = deque()
         self._retry_s = RETRANSMIT_FIRST_S
+        self._is_stuck = False
         self._last_at = 0.0
         self.lost_from = float("inf")
         """What was sent from then on never arrives."""
@@ -106,6 +109,7 @@ class Stream:
         """Nothing that is under way arrives."""
         self.lost_from = 0.0
         self._stuck.clear()
+        self._note_stuck(False)
 
     def _go(self, sent_at: float, frame: bytes) -> None:
         self._last_at = max(self._last_at, self._clock.now + self._path.transit_s())
@@ -123,12 +127,20 @@ class Stream:
         if self._clock.now - self._stuck[0][0] > DELAY_BOUND_S / 2:
             self._path.disturb()
         if self._path.swallows(self._direction):
+            self._note_stuck(True)
             self._retry_s = min(2 * self._retry_s, RETRANSMIT_LAST_S)
             self._clock.after(self._retry_s, self._retry)
             return
         self._retry_s = RETRANSMIT_FIRST_S
+        self._note_stuck(False)
         while self._stuck:
             self._go(*self._stuck.popleft())
+
+    def _note_stuck(self, is_stuck: bool) -> None:
+        if is_stuck is not self._is_stuck:
+            self._is_stuck = is_stuck
+            self._path.stuck_streams += 1 if is_stuck else -1
+            self._path.disturb()
 
 
 class Connection:

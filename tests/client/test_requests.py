@@ -255,6 +255,15 @@ def test_a_life_given_up_by_one_lighthouse_and_known_to_the_next_is_begun_again_
     assert only(effects, QuorumRequest).participant.incarnation == life(1)
 
 
+def test_a_lighthouse_that_was_told_of_an_earlier_life_by_a_delayed_hello_hears_of_the_present_one() -> None:
+    talk = Conversation().member(4)
+    talk.requests.life_is_over(life(4), EPOCH)
+    talk.ask()
+    assert talk.got(welcome(1, EPOCH)) == (), "a late one"
+    assert only(talk.got(welcome(1, EPOCH + 1)), Hello).claim == Claim(life(4), None)
+    assert talk.got(welcome(4, EPOCH + 1))[0] == Reborn(welcome(4, EPOCH + 1))
+
+
 def test_a_new_life_claims_no_quorum_of_the_old_one() -> None:
     talk = Conversation().member(1).in_quorum(quorum(1, participant("a")))
     talk.ask(asked=2)
