@@ -233,8 +233,11 @@ class Requests:
 
     def _hello(self, now: float) -> None:
         """Join, or go on with a claim where a restarted lighthouse has forgotten us."""
+        self._say_hello(claims=not self._over)
+
+    def _say_hello(self, *, claims: bool) -> None:
         hello = self.hello._replace(epoch=self.epoch)
-        if self.welcome is not None and not self._over:
+        if self.welcome is not None and claims:
             hello = hello._replace(claim=Claim(self.welcome.incarnation, self._claim))
         self._effects.append(Send(hello))
 
@@ -244,10 +247,7 @@ class Requests:
             return
         if known is not None and welcome.incarnation < known.incarnation:
             if welcome.epoch > max(known.epoch, self._over_since):
-                self._over = (
-                    False  # it has adopted an earlier life, from a delayed Hello: claim the present one
-                )
-                self._hello(now)
+                self._say_hello(claims=True)  # it adopted an earlier life, named in a Hello that was delayed
             return
         returns = self._over and known is not None and welcome.incarnation == known.incarnation
         if returns and welcome.epoch <= self._over_since:

@@ -124,12 +124,6 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
-        "time passes before the inbox is looked at",
-        "lighthouse.service:Service.run_once",
-        "    now = self._take_in(now)\n    self._step(TimePassed(), now)\n",
-        "    self._step(TimePassed(), now)\n    now = self._take_in(now)\n",
-    ),
-    Mutant(
         "a listener's Hello gets a fresh incarnation",
         "lighthouse.admission:judge",
         "return Admission.GO_ON if claimed == live.incarnation else Admission.REJOIN",
