@@ -17,7 +17,7 @@ from procguard.sim.lighthouse import Disk
 LENGTH_S = 20.0
 FAULTS_MIN, FAULTS_MAX = 3, 8
 FIRST_FAULT_S, LAST_FAULT_S = 1.5, 11.0
-SIZES = ((70, 2, 4), (22, 5, 8), (7, 9, 16), (1, 17, 64))
+SIZES = ((150, 2, 4), (40, 5, 8), (9, 9, 16), (1, 17, 64))
 """Weight, and the range of members: most faults need few members, and many cost time."""
 
 
@@ -193,7 +193,8 @@ def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
         Fault(6.1, Kind.MASS_CRASH, doomed, 4.0, 0.0, ""),
         Fault(6.2, Kind.NOTICE_LOSS, (), 1.0, 0.5, ""),
     )
-    return replace(calm, faults=faults, min_replicas=1, step_s=1.0, loss=0.0, progress_timeout_s=0.0)
+    step_s = max(1.0, members / 100)  # a quorum of hundreds is told to hundreds, step after step
+    return replace(calm, faults=faults, min_replicas=1, step_s=step_s, loss=0.0, progress_timeout_s=0.0)
 
 
 def one_hangs(seed: int = 1) -> Schedule:
