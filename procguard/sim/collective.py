@@ -67,10 +67,6 @@ class Fabric:
         assert room.handles == tuple(handles), "one quorum id, one membership"
         return room
 
-    def forget_before(self, quorum_id: int) -> None:
-        for known in [known for known in self.rooms if known < quorum_id]:
-            del self.rooms[known]
-
 
 class SimWork:
     """A collective in flight."""
@@ -184,6 +180,9 @@ class SimGroup:
     def abort(self, quorum_id: int) -> None:
         self.aborting(quorum_id)
         self.aborted.add(quorum_id)
+        room = self.fabric.rooms.get(quorum_id)
+        for operation in room.operations.values() if room else ():
+            operation.parts.pop(self.rank, None)  # it does not pass on what it had begun with
         for work in tuple(self._works):
             if work.quorum_id == quorum_id:
                 work.fail(CollectiveAborted(f"quorum {quorum_id} was aborted", quorum_id))

@@ -198,9 +198,9 @@ def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
 
 
 def one_hangs(seed: int = 1) -> Schedule:
-    """One of three computes until its peers' collective has timed out, and comes back before they go on."""
+    """One of three computes until its peers' collective has timed out; they wait for it, and all go on."""
     calm = schedule_of(seed, 3, 3)
-    settings = calm.settings._replace(join_timeout_s=4.0)
+    settings = calm.settings._replace(join_timeout_s=15.0)
     faults = (Fault(6.0, Kind.HANG, calm.names[:1], 5.5, 0.0, ""),)
     return replace(
         calm, faults=faults, settings=settings, min_replicas=1, step_s=0.3, loss=0.0, progress_timeout_s=0.0
