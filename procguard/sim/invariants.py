@@ -327,6 +327,10 @@ class NeverFailed:
     death, restart or stall is no excuse; nor is the death of a listener, unless its trainer, which has to
     speak in its place, is held up at that very time. A life that an earlier lighthouse had ended is not
     failed when the next one learns of that.
+
+    A lost connection must be replaced within ``disconnect_grace``. That is less than a handshake and a
+    retransmission take on a slow network, so there a packet lost meanwhile is an excuse. A listener drops its
+    connections by itself when it has heard no beacon for 2 s.
     """
 
     def __init__(self, findings: Findings, settings: Settings) -> None:
@@ -352,6 +356,8 @@ class NeverFailed:
             )
         else:
             well = kind not in self._window_s or self._is_well(process, self._window_s[kind], now)
+            if kind is CauseKind.CONNECTION_LOST:
+                well = well and process.machine.lossless_since < now - self._window_s[kind] - RECOVERY_S
         if well:
             self.false += 1
             text = f"{process.label} {notice.incarnation} was failed ({notice.cause}), and is well"

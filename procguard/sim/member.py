@@ -112,7 +112,12 @@ class Machine:
         self._disturbed_at = 0.0
         self._held_up_until = -inf
         self._speechless_until = -inf
+        self.lossless_since = 0.0
         path.disturb = self.disturb
+        path.lost_packet = self._lost_packet
+
+    def _lost_packet(self) -> None:
+        self.lossless_since = self._clock.now
 
     def disturb(self) -> None:
         """Something short happened to it."""

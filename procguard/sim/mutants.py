@@ -232,12 +232,6 @@ MUTANTS = (
         "self._retry_at = inf",
     ),
     Mutant(
-        "a life that is over is claimed on",
-        "client.requests:Requests._rejoin",
-        "    self._over = True\n",
-        "    pass\n",
-    ),
-    Mutant(
         "who is up to date is told by the step alone",
         "client.recovery_plan:_state_of",
         "return participant.step, participant.committed_in",

@@ -58,6 +58,8 @@ class Path:
         self.blocked = [0, 0]
         self.vanished = False
         self.disturb: Callable[[], None] = lambda: None
+        self.lost_packet: Callable[[], None] = lambda: None
+        """Called for each that chance has taken."""
         self.stuck_streams = 0
         """Of those, how many hold frames that have been lost more than once by now."""
         self._random = random
@@ -75,7 +77,10 @@ class Path:
         """Whether a packet sent now is lost."""
         if self.blocked[direction] or self.vanished:
             return True
-        return self.loss > 0 and self._random.random() < self.loss
+        is_lost = self.loss > 0 and self._random.random() < self.loss
+        if is_lost:
+            self.lost_packet()
+        return is_lost
 
 
 class Stream:
