@@ -146,6 +146,7 @@ ROOMS = {
     "sim.__main__": "stage",
     "sim.clock": "stage",
     "sim.collective": "stage",
+    "sim.crowd": "stage",
     "sim.fleet": "stage",
     "sim.invariants": "stage",
     "sim.lighthouse": "stage",
@@ -154,7 +155,9 @@ ROOMS = {
     "sim.member": "stage",
     "sim.mutants": "stage",
     "sim.network": "stage",
+    "sim.scale": "stage",
     "sim.schedule": "stage",
+    "sim.soak": "stage",
     "sim.tasks": "stage",
 }
 
