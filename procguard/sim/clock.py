@@ -15,6 +15,8 @@ Alarm = list[Any]
 """``[when, order, call, args]``; ``call`` is None once it is cancelled, or has been made."""
 EVENTS_MAX = 1 << 20
 """Pending at once. More than that is an avalanche: something asks for ever more of itself."""
+EVENTS_AT_ONCE_MAX = 50_000
+"""In one moment. After so many it is certain that somebody's loop spins, and time stands still."""
 
 
 class VirtualClock:
@@ -26,6 +28,7 @@ class VirtualClock:
         """Made so far."""
         self._heap: list[Alarm] = []
         self._order = count()
+        self._at_once = 0
 
     def __call__(self) -> float:
         return self.now
@@ -54,6 +57,10 @@ class VirtualClock:
             call = alarm[2]
             if call is None:
                 continue
+            if alarm[0] > self.now:
+                self._at_once = 0
+            self._at_once += 1
+            assert self._at_once <= EVENTS_AT_ONCE_MAX, f"time stands still: somebody spins, maybe {call}"
             self.now = alarm[0]
             self.events += 1
             alarm[2] = None

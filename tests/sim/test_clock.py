@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from procguard.sim.clock import VirtualClock
 
 
@@ -29,3 +31,14 @@ def test_the_past_is_now() -> None:
     clock.at(1.0, lambda: seen.append(clock.now))
     clock.run_until(5.0)
     assert seen == [5.0]
+
+
+def test_time_that_stands_still_is_noticed() -> None:
+    clock = VirtualClock()
+
+    def spin() -> None:
+        clock.after(0.0, spin)
+
+    spin()
+    with pytest.raises(AssertionError, match="somebody spins"):
+        clock.run_until(1.0)
