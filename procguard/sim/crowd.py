@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
+from procguard.lighthouse import roster
 from procguard.lighthouse.core import Core
 from procguard.lighthouse.events import Effect, Publish, Received, Send, TimePassed, TopicHeld
 from procguard.lighthouse.roster import Options
@@ -30,6 +31,8 @@ from procguard.messages import (
     Welcome,
     listener_topic,
 )
+from procguard.sim.clock import VirtualClock
+from procguard.sim.invariants import Bounded, Findings, Violation
 
 MEMBERS_OF_A_JOB_MAX = 5_000
 DEFAULTS = Settings(
@@ -187,3 +190,23 @@ def soaked(crowd: Crowd, luck: Luck, ticks: int) -> Iterator[int]:
         for number in failed:
             crowd.join(number)
         yield len(failed)
+
+
+def graveyard(size: int = 1_500) -> list[Violation]:
+    """So many of one job die, and an hour goes by: what the bounds on the memory of the dead say to that."""
+    clock = VirtualClock()
+    findings = Findings(clock)
+    bounded = Bounded(findings)
+    crowd = Crowd(size, DEFAULTS)
+    for number in range(size):
+        crowd.die(number)
+    for hour in (0.0, roster.DEAD_KEPT_S):
+        crowd.now += hour
+        for _ in range(20):  # beacons, at which the dead are forgotten
+            crowd.tick()
+        clock.now = crowd.now
+        bounded.look(crowd.core)
+    left = sum(len(job.members) for job in crowd.core.roster.jobs.values())
+    if left:
+        findings.report("bounded", f"{left} members are remembered that died more than an hour ago")
+    return findings.violations

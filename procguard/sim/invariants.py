@@ -14,7 +14,7 @@ from typing import NamedTuple
 from procguard.client import abort as abort_rules
 from procguard.client import fence as fence_rules
 from procguard.lighthouse import admission, notices, roster
-from procguard.lighthouse.core import BEACON_INTERVAL_S
+from procguard.lighthouse.core import BEACON_INTERVAL_S, Core
 from procguard.lighthouse.deadlines import STALE_MAX
 from procguard.lighthouse.events import Effect, Event, Publish, Send, TimePassed
 from procguard.lighthouse.job import Job
@@ -436,12 +436,12 @@ class Answered:
 
 
 class Bounded:
-    """No queue, table or heap grows past its named limit."""
+    """No queue, table or heap grows past its named limit; the dead are forgotten after theirs."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
 
-    def look(self, core: WatchedCore) -> None:
+    def look(self, core: Core) -> None:
         rooms = core.roster
         self._limit("jobs", len(rooms.jobs), admission.JOBS_MAX)
         self._limit("held topics", len(rooms._held), roster.TOPICS_MAX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from procguard.config import LighthouseConfig
-from procguard.sim.crowd import DEFAULTS, Crowd, Luck, soaked
+from procguard.sim.crowd import DEFAULTS, Crowd, Luck, graveyard, soaked
 from procguard.sim.scale import crowded
 
 
@@ -41,3 +41,7 @@ def test_pauses_of_300_ms_fail_nobody_and_half_of_all_packets_lost_do() -> None:
     luck = Luck(Random(1), 0.5, 0.0, 0.1)
     assert sum(soaked(Crowd(50, DEFAULTS), luck, 100)) > 0
     assert luck.longest_s >= 1.4
+
+
+def test_the_dead_are_forgotten() -> None:
+    assert graveyard() == []
