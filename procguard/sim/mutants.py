@@ -168,9 +168,9 @@ MUTANTS = (
         "for slot in ():",
     ),
     Mutant(
-        "a member that comes back is not awaited any longer, and yet failed",
-        "lighthouse.roster:Roster._slot",
-        "    self.timers.disarm((Timer.RETURN, member))\n",
+        "who came back in time is lost all the same",
+        "lighthouse.roster:Roster._forget",
+        "    self._quieten(member)\n",
         "    pass\n",
     ),
     Mutant(
@@ -192,12 +192,6 @@ MUTANTS = (
         "surplus = len(dead) - DEAD_KEPT_MAX",
         "surplus = 0",
         graveyard,
-    ),
-    Mutant(
-        "beacons are not published",
-        "lighthouse.core:Core._beacon",
-        "    self.roster.effects.append(Publish(job.job_id, Beacon(self.roster.epoch, job.notices.seq)))\n",
-        "    pass\n",
     ),
     Mutant(
         "any notice aborts",
