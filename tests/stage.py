@@ -140,7 +140,7 @@ class Trainer:
         self.told: list[Notice] = []
         self.abort.on_failure(self.told.append)
         self.lives: list[Incarnation] = []
-        self.over: Incarnation | None = None
+        self.over: Over | None = None
         self.round = 0
         self.installed: Quorum | None = None
         """The last quorum that the fence has let in."""
@@ -164,7 +164,7 @@ class Trainer:
     def _ask(self, broken: int) -> None:
         self.round += 1
         if self.over is not None:
-            self.requests.life_is_over(self.over)
+            self._perform(self.requests.life_is_over(self.over.incarnation, self.over.epoch))
         asks = participant(self.replica_id, 0, round=self.round, step=self.seen.step, commit_failures=broken)
         self._perform(self.requests.ask(asks, ASK_S, self.stage.clock()))
 
@@ -222,7 +222,7 @@ class Trainer:
         if isinstance(message, Heard):
             self.abort.hear(message.epoch, message.notices)
         elif isinstance(message, Over):
-            self.over = message.incarnation
+            self.over = message
             self.abort.over(message.epoch, message.incarnation, message.cause)
         elif isinstance(message, LeftOut):
             self.abort.left_out(message.quorum_id)
@@ -261,7 +261,7 @@ class Trainer:
         self.lives.append(welcome.incarnation)
         claimed = self.hello._replace(claim=Claim(welcome.incarnation, None), epoch=welcome.epoch)
         self._enrolled = Enrol(claimed, welcome.notice_port, welcome.seq, welcome.settings, "")
-        self._in_quorum = None
+        self._in_quorum = self.over = None
         if self.listener is None:
             self.start_listener()
         else:

@@ -51,6 +51,9 @@ LAYERS = {
     "door": Layer(  # where people come in and the rest is wired
         own_folder=("pure", "shell", "door"), anywhere=("noun", "port", "adapter", "door"), third_party=ANY
     ),
+    "stage": Layer(  # the simulator: sets lighthouse and client, as they are, before a world of its own
+        own_folder=("stage",), anywhere=("noun", "port", "pure", "shell"), third_party=("click",)
+    ),
 }
 
 ROOMS = {
@@ -145,6 +148,23 @@ ROOMS = {
     "lighthouse.roster": "pure",
     "lighthouse.service": "shell",
     "lighthouse.views": "pure",
+    "sim.__init__": "stage",
+    "sim.__main__": "stage",
+    "sim.clock": "stage",
+    "sim.collective": "stage",
+    "sim.crowd": "stage",
+    "sim.fleet": "stage",
+    "sim.invariants": "stage",
+    "sim.lighthouse": "stage",
+    "sim.listening": "stage",
+    "sim.many": "stage",
+    "sim.member": "stage",
+    "sim.mutants": "stage",
+    "sim.network": "stage",
+    "sim.scale": "stage",
+    "sim.schedule": "stage",
+    "sim.soak": "stage",
+    "sim.tasks": "stage",
 }
 
 STRANGERS = {"lighthouse", "client", "supervisor"}

@@ -92,6 +92,7 @@ class Companion:
         start_thread: starts a session in a thread.
         start_process: starts one in a listener process; None: no listening process is wanted.
         run_promptly: called by the failure thread at its start, to be run promptly when it wakes.
+        selector: tells which links can be read.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Companion:
         hears: Hears,
         clock: Callable[[], float] = time.monotonic,
         run_promptly: Callable[[], object] = lambda: None,
+        selector: selectors.BaseSelector | None = None,
     ) -> None:
         self._run_promptly = run_promptly
         self._thread_post = Post("session in a thread", start_thread)
@@ -111,11 +113,11 @@ class Companion:
         self._lock = threading.Lock()
         self._enrol: Enrol | None = None
         self._in_quorum: InQuorum | None = None
-        self._over: Incarnation | None = None
+        self._over: Over | None = None
         self._closing = False
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._selector = selectors.DefaultSelector()
+        self._selector = selector or selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="procguard-failures", daemon=True)
@@ -129,7 +131,7 @@ class Companion:
     def enrol(self, enrol: Enrol) -> None:
         """Beat for a new incarnation from now on."""
         with self._lock:
-            self._enrol, self._in_quorum = enrol, None
+            self._enrol, self._in_quorum, self._over = enrol, None, None
         self.tell(enrol)
 
     def in_quorum(self, message: InQuorum) -> None:
@@ -152,8 +154,8 @@ class Companion:
         self._wake()
 
     @property
-    def over(self) -> Incarnation | None:
-        """The last incarnation that a session said is over."""
+    def over(self) -> Over | None:
+        """What a session said of an incarnation of ours that is over, since we enrolled last."""
         return self._over
 
     @property
@@ -230,11 +232,16 @@ class Companion:
                     host.link.send(message)
         self._selector.register(host.link.fileno(), selectors.EVENT_READ, post)
 
-    def _timeout_s(self) -> float | None:
+    def next_deadline(self) -> float:
+        """When a turn is due, should nothing be heard before."""
         times = [post.due_at for post in self._wanted() if post.host is None]
         with self._lock:
             times += [when for when, _, _ in self._later[:1]]
-        return max(0.0, min(times) - self._clock()) if times else None
+        return min(times, default=inf)
+
+    def _timeout_s(self) -> float | None:
+        when = self.next_deadline()
+        return None if when == inf else max(0.0, when - self._clock())
 
     def _run_due(self) -> None:
         while True:
@@ -256,7 +263,7 @@ class Companion:
         if isinstance(message, Heard):
             self._hears.hear(message.epoch, message.notices)
         elif isinstance(message, Over):
-            self._over = message.incarnation
+            self._over = message
             self._hears.over(message.epoch, message.incarnation, message.cause)
         elif isinstance(message, LeftOut):
             self._hears.left_out(message.quorum_id)

@@ -19,7 +19,7 @@ from typing import Protocol
 import procguard
 from procguard.adapters.base import MemberTransport, RankServer
 from procguard.client.group_host import GroupHost
-from procguard.client.link import Link, link_pair
+from procguard.client.link import Link, LinkEnd, link_pair
 from procguard.client.link_words import Farewell
 from procguard.client.loop import ListenerLoop
 from procguard.client.session import Session, Trainer
@@ -35,7 +35,11 @@ NO_FD = -1
 class Host(Protocol):
     """A running session."""
 
-    link: Link
+    @property
+    def link(self) -> LinkEnd:
+        """Our end."""
+        ...
+
     pid: int | None
     """Of the process of its own in which it runs; None: in a thread of this one."""
 

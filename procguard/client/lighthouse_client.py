@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from procguard import codec
 from procguard.adapters.base import MemberTransport
+from procguard.client.link_words import Over
 from procguard.client.requests import (
     Effect,
     Goal,
@@ -32,7 +33,7 @@ from procguard.errors import (
     QuorumTimeout,
     UsageError,
 )
-from procguard.messages import Hello, Incarnation, Participant, Quorum, Welcome
+from procguard.messages import Hello, Participant, Quorum, Welcome
 
 _log = logging.getLogger(__name__)
 
@@ -92,11 +93,14 @@ class LighthouseClient:
                 raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s, keys))
             return self.welcome
 
-    def quorum(self, asks: Participant, timeout_s: float, over: Incarnation | None = None) -> Quorum:
+    def quorum(
+        self, asks: Participant, timeout_s: float, over: Callable[[], Over | None] = lambda: None
+    ) -> Quorum:
         """Ask to take part in the next quorum and wait for it.
 
         Args:
-            over: the last of our incarnations that the listener knows to be over.
+            over: what the listener has heard of an incarnation of ours that is over; asked again and again,
+                for that may come while a lighthouse is being waited for.
 
         Raises:
             QuorumTimeout: there was none in time; says what was missing.
@@ -106,9 +110,8 @@ class LighthouseClient:
         with self._lock:
             requests = self._requests
             self._check_not_leaving()
-            if over is not None:
-                requests.life_is_over(over)
-            if not self._talk(requests.ask(asks, timeout_s, self._clock()), timeout_s):
+            self._note_end(over)
+            if not self._talk(requests.ask(asks, timeout_s, self._clock()), timeout_s, over):
                 self._raise_if_refused()
                 why = describe_wait(requests.waiting)
                 raise QuorumTimeout(f"no quorum within {timeout_s:g} s at {self._where}: {why}")
@@ -141,7 +144,9 @@ class LighthouseClient:
             self._wake_read.close()
             self._wake_write.close()
 
-    def _talk(self, effects: tuple[Effect, ...], timeout_s: float) -> bool:
+    def _talk(
+        self, effects: tuple[Effect, ...], timeout_s: float, over: Callable[[], Over | None] = lambda: None
+    ) -> bool:
         """Talk until the goal is reached (True), time is over, or the answer is a lasting no."""
         requests = self._requests
         give_up_at = self._clock() + timeout_s
@@ -156,10 +161,17 @@ class LighthouseClient:
             wait_s = min(requests.next_deadline(), give_up_at) - now
             if self._transport.wait(max(0.0, wait_s), (self._wake_read.fileno(),)):
                 self._wake_read.recv(WAKES_MAX)
+            self._note_end(over)
             for frame in self._transport.receive(RECEIVE_MAX):
                 self._receive(frame)
             self._perform(requests.time_passed(self._clock()))
         return True
+
+    def _note_end(self, over: Callable[[], Over | None]) -> None:
+        """Before anything is said: a life that is over is not claimed."""
+        end = over()
+        if end is not None:
+            self._perform(self._requests.life_is_over(end.incarnation, end.epoch))
 
     def _receive(self, frame: bytes) -> None:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from typing import Protocol
 
 import msgpack
 
@@ -21,8 +22,28 @@ SEND_TIMEOUT_S = 1.0
 """Without any room in the socket for so long, the other end is stuck."""
 
 
+class LinkEnd(Protocol):
+    """One end, however it is made."""
+
+    def fileno(self) -> int:
+        """To poll for reading."""
+        ...
+
+    def send(self, message: LinkMessage) -> bool:
+        """False when the link is over: the other end has gone, or did not read."""
+        ...
+
+    def receive(self) -> list[LinkMessage] | None:
+        """What has come, once ``fileno`` is readable; None at the end of the link."""
+        ...
+
+    def close(self) -> None:
+        """End the link, in both directions."""
+        ...
+
+
 class Link:
-    """One end. Any thread may send, one receives."""
+    """One end over a socket. Any thread may send, one receives."""
 
     def __init__(self, end: socket.socket, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
         self._end = end

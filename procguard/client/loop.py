@@ -15,7 +15,7 @@ from typing import Protocol
 from procguard import codec
 from procguard.adapters.base import MemberTransport
 from procguard.client.group_host import GroupHost
-from procguard.client.link import Link
+from procguard.client.link import LinkEnd
 from procguard.client.link_words import Enrol, FromTrainer
 from procguard.client.session import (
     Died,
@@ -66,7 +66,7 @@ class ListenerLoop:
         self,
         session: Session,
         transport: MemberTransport,
-        link: Link,
+        link: LinkEnd,
         watch: Watch | None,
         group_host: GroupHost,
         clock: Callable[[], float] = time.monotonic,
@@ -82,8 +82,16 @@ class ListenerLoop:
 
     def run(self) -> None:
         """Return when the trainer is buried, has left, or has no more use for this session."""
-        while self._session.state is not State.DONE and self._clock() < self._quit_at:
+        while not self.is_over():
             self.turn()
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._session.state is State.DONE or self._clock() >= self._quit_at
+
+    def next_deadline(self) -> float:
+        """When a turn is due, should nothing happen before."""
+        return min(self._session.next_deadline(), self._group_host.next_deadline(), self._quit_at)
 
     def turn(self) -> None:
         """Wait for the next thing to happen and deal with it."""
@@ -91,8 +99,8 @@ class ListenerLoop:
         fds = (*watched, *self._group_host.fds())
         if self._link_open:
             fds = (*fds, self._link.fileno())
-        wake_at = min(self._session.next_deadline(), self._group_host.next_deadline(), self._quit_at)
-        ready = self._transport.wait(max(0.0, min(wake_at - self._clock(), 3600.0)), fds)
+        wait_s = self.next_deadline() - self._clock()
+        ready = self._transport.wait(max(0.0, min(wait_s, 3600.0)), fds)
         now = self._clock()
         # What the trainer said, before that it is dead: who it was, and its last words.
         if self._link_open and self._link.fileno() in ready:

@@ -154,7 +154,8 @@ class Membership:
             formed = self._group.quorum(asks, self._client.epoch, timeout_s)
             quorum, epoch = formed.quorum, formed.epoch
         else:
-            quorum = self._client.quorum(asks, timeout_s, self._companion.over)
+            companion = self._companion
+            quorum = self._client.quorum(asks, timeout_s, lambda: companion.over)
             epoch = self._client.epoch
         members = tuple([(p.replica_id, p.incarnation) for p in quorum.participants])
         self._companion.in_quorum(InQuorum(epoch, QuorumClaim(quorum.quorum_id, members)))

@@ -33,7 +33,7 @@ from procguard.client.recovery_plan import RecoveryPlan
 from procguard.client.timeouts import positive_or
 from procguard.client.train_state import DEFAULT_PART, TrainState
 from procguard.client.work import CompletedWork, ManagedWork, WrappedFuture, scaled, zeroed
-from procguard.client.worker import Worker
+from procguard.client.worker import RunsJobs, Worker
 from procguard.errors import (
     CheckpointError,
     CollectiveAborted,
@@ -79,6 +79,7 @@ class Replica:
     Args:
         host: the address peers reach this machine at.
         join: becomes a member, and has the given one told of failures.
+        start_worker: starts the quorum thread, given its name.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Replica:
         load_state_dict: Callable[[Any], None] | None,
         state_dict: Callable[[], Any] | None,
         join: Callable[[Hears], Membership],
+        start_worker: Callable[[str], RunsJobs] = Worker,
     ) -> None:
         self._rules = rules
         self._replica_id = replica_id
@@ -119,7 +121,7 @@ class Replica:
             quorum_retries=rules.quorum_retries,
             state=self._state,
         )
-        self._quorum_thread = Worker("procguard-quorum")
+        self._quorum_thread = start_worker("procguard-quorum")
         process_hooks.watch_over(self._membership)
 
     # --- the step -----------------------------------------------------------------------------------

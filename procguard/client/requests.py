@@ -92,6 +92,8 @@ class Requests:
         """The last answer to Hello that was a no; for good unless it is ID_IN_USE."""
         self._claim: QuorumClaim | None = None
         self._over = False
+        self._over_since = 0
+        """The epoch of the lighthouse by whose word the present life is over."""
         self._asks: Participant | None = None
         self._expires_at = inf
         self._leave: Leave | None = None
@@ -149,10 +151,20 @@ class Requests:
         self.goal = Goal.NONE
         self._retry_at = self._silent_at = inf
 
-    def life_is_over(self, incarnation: Incarnation) -> None:
-        """Known from the listener: do not claim this incarnation any more, whichever lighthouse asks."""
-        if self.welcome is not None and self.welcome.incarnation == incarnation:
-            self._over = True
+    def life_is_over(self, incarnation: Incarnation, epoch: int) -> tuple[Effect, ...]:
+        """Known from the listener, by the lighthouse of ``epoch``: do not claim this incarnation any more.
+
+        A later lighthouse that has taken us at our word meanwhile is not bound by it (see ``fence``); then
+        the listener, which has fallen silent, must beat again.
+        """
+        welcome = self.welcome
+        if welcome is not None and welcome.incarnation == incarnation:
+            if welcome.epoch > epoch:
+                self._effects.append(Reborn(welcome))
+            elif not self._over:
+                self._over = True
+                self._over_since = epoch
+        return self._flush()
 
     def receive(self, message: Message, now: float) -> tuple[Effect, ...]:
         """Take in an answer."""
@@ -221,22 +233,30 @@ class Requests:
 
     def _hello(self, now: float) -> None:
         """Join, or go on with a claim where a restarted lighthouse has forgotten us."""
+        self._say_hello(claims=not self._over)
+
+    def _say_hello(self, *, claims: bool) -> None:
         hello = self.hello._replace(epoch=self.epoch)
-        if self.welcome is not None and not self._over:
+        if self.welcome is not None and claims:
             hello = hello._replace(claim=Claim(self.welcome.incarnation, self._claim))
         self._effects.append(Send(hello))
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
         known = self.welcome
-        if welcome.epoch < self.epoch or (known is not None and welcome.incarnation < known.incarnation):
+        if welcome.epoch < self.epoch:
             return
-        if self._over and known is not None and welcome.incarnation == known.incarnation:
+        if known is not None and welcome.incarnation < known.incarnation:
+            if welcome.epoch > max(known.epoch, self._over_since):
+                self._say_hello(claims=True)  # it adopted an earlier life, named in a Hello that was delayed
+            return
+        returns = self._over and known is not None and welcome.incarnation == known.incarnation
+        if returns and welcome.epoch <= self._over_since:
             return  # an answer to what we said before it was over
         self.epoch = welcome.epoch
         self.welcome = welcome
         self.refusal = None
         self._over = False
-        if known is None or welcome.incarnation != known.incarnation:
+        if known is None or welcome.incarnation != known.incarnation or returns:
             self._claim = None
             self._effects.append(Reborn(welcome))
         if self.goal is Goal.JOIN:
@@ -248,6 +268,7 @@ class Requests:
         if self.welcome is None or rejoin.incarnation != self.welcome.incarnation or self._over:
             return
         self._over = True
+        self._over_since = self.epoch
         if self.goal is Goal.LEAVE or self.hello.group_world_size > 1:
             self.give_up()  # a rank never joins anew by itself: its whole group is started again
         elif self.goal is not Goal.NONE:

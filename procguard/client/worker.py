@@ -10,6 +10,19 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
+
+
+class RunsJobs(Protocol):
+    """Runs callables one after another, beside the one who submits them."""
+
+    def submit(self, job: Callable[[], None]) -> Future[None]:
+        """A future that completes, or fails as the job fails; never blocks."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """End after the jobs already submitted; waits for at most ``timeout_s``."""
+        ...
 
 
 class Worker:

@@ -41,7 +41,8 @@ class Admission(Enum):
     SUPERSEDE_AND_JOIN = auto()
     """The holder is suspect and another process takes the name: the holder has failed."""
     SUPERSEDE_AND_ADOPT = auto()
-    """The holder, known from claims alone, is an earlier life of the one who claims."""
+    """The holder is an earlier life of the one who claims: known from others' claims, or from a Hello of its
+    own that was said before and delayed."""
     REJOIN = auto()
     """The life it claims is over."""
     ID_IN_USE = auto()
@@ -59,7 +60,7 @@ def judge(hello: Hello, holder: Member | None, fallen: Notice | None, epoch: int
     if hello.claim is None:
         return _judge_newcomer(hello, live)
     claimed = hello.claim.incarnation
-    if live is not None and _is_in_its_slot(hello, live):
+    if live is not None and _is_in_its_slot(hello, live) and claimed <= live.incarnation:
         return Admission.GO_ON if claimed == live.incarnation else Admission.REJOIN
     given_here = claimed.epoch >= epoch  # then we would know it, were it not over
     if given_here or (fallen is not None and claimed <= fallen.incarnation):

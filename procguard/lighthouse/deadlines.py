@@ -50,9 +50,10 @@ class Deadlines(Generic[K]):
         self._since[key] = now
 
     def disarm(self, key: K) -> None:
-        """Forget the deadline; its heap entry goes when it comes up. Unknown keys are fine."""
+        """Forget the deadline; its heap entry goes when it comes up, or with too many others."""
         self._since.pop(key, None)
         self._length.pop(key, None)
+        self._bound()
 
     def excuse(self, now: float) -> None:
         """No deadline armed so far ends before now plus its full length."""
@@ -84,6 +85,9 @@ class Deadlines(Generic[K]):
     def _push(self, key: K, when: float) -> None:
         self._queued[key] = when
         heapq.heappush(self._heap, (when, next(self._order), key))
+        self._bound()
+
+    def _bound(self) -> None:
         if len(self._heap) > 2 * len(self._since) + STALE_MAX:
             self._sweep()
 

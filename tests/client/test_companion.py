@@ -320,7 +320,7 @@ def test_what_a_session_says_is_brought_to_the_manager(
         QuorumId(EPOCH, 3),
     ]
     assert "the lighthouse is silent" in caplog.text
-    assert stage.companion.over == life(1)
+    assert stage.companion.over == Over(EPOCH, life(1), STOPPED)
 
 
 def test_calls_are_made_when_they_are_due_and_in_order(stage: Stage) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from procguard import codec
 from procguard.client.lighthouse_client import LighthouseClient, explain_unreachable, local_address_toward
+from procguard.client.link_words import Over
 from procguard.errors import LighthouseRejected, LighthouseUnreachable, QuorumTimeout, UsageError
 from procguard.messages import (
     KIND_OF,
@@ -182,8 +183,22 @@ def test_a_life_that_the_listener_knows_to_be_over_is_not_claimed_from_a_lightho
     stage.replies[QuorumRequest] = lambda message: [
         QuorumFormed(EPOCH + 1, quorum(1, message.participant, epoch=EPOCH + 1))
     ]
-    assert stage.ask(over=life(1)).participants[0].incarnation == life(5)
+    assert stage.ask(over=lambda: Over(EPOCH, life(1), STOPPED)).participants[0].incarnation == life(5)
     assert [message.claim for message in stage.sent(Hello)] == [None, None]
+
+
+def test_a_life_that_ends_while_a_lighthouse_is_waited_for_is_not_claimed_from_the_next(stage: Stage) -> None:
+    stage.joined()
+    heard: list[Over] = []
+    stage.replies[QuorumRequest] = lambda message: (
+        heard.append(Over(EPOCH, life(1), STOPPED)) or [HelloWanted(EPOCH + 1)]
+        if message.participant.incarnation == life(1)
+        else [QuorumFormed(EPOCH + 1, quorum(1, message.participant, epoch=EPOCH + 1))]
+    )
+    stage.replies[Hello] = lambda message: [welcome(5, EPOCH + 1)]
+    formed = stage.ask(over=lambda: heard[-1] if heard else None)
+    assert formed.participants[0].incarnation == life(5)
+    assert {message.claim for message in stage.sent(Hello)} == {None}
 
 
 def test_a_lighthouse_that_was_restarted_is_told_of_the_quorum(stage: Stage) -> None:

@@ -224,12 +224,44 @@ def test_a_repeated_rejoin_or_a_late_welcome_of_the_old_life_changes_nothing() -
 
 def test_what_the_listener_knows_saves_the_round_trip_and_is_never_claimed_again() -> None:
     talk = Conversation().member(1)
-    talk.requests.life_is_over(life(1))
+    talk.requests.life_is_over(life(1), EPOCH)
     assert only(talk.ask(), Hello) == hello(epoch=EPOCH)
     talk.got(welcome(4))
-    talk.requests.life_is_over(life(1))
+    talk.requests.life_is_over(life(1), EPOCH)
     request = only(talk.ask(asked=2), QuorumRequest)
     assert request == QuorumRequest(TOKEN, 60.0, participant("a", 4, round=2))
+
+
+def test_a_life_that_a_later_lighthouse_has_taken_at_its_word_goes_on() -> None:
+    """The one before gave it up, and died; a request that was repeated had introduced us to the next."""
+    talk = Conversation().member(1)
+    talk.ask()
+    assert only(talk.got(HelloWanted(EPOCH + 1)), Hello).claim == Claim(life(1), None)
+    talk.got(welcome(1, EPOCH + 1))
+    talk.got(QuorumFormed(EPOCH + 1, quorum(1, participant("a"), epoch=EPOCH + 1)))
+    effects = talk.requests.life_is_over(life(1), EPOCH)
+    assert effects == (Reborn(welcome(1, EPOCH + 1)),), "the listener, which fell silent, must beat again"
+    assert only(talk.ask(asked=2), QuorumRequest).participant.incarnation == life(1)
+
+
+def test_a_life_given_up_by_one_lighthouse_and_known_to_the_next_is_begun_again_by_the_listener_too() -> None:
+    """Our listener claimed it before it heard that it is over: joining anew, we find ourselves alive."""
+    talk = Conversation().member(1)
+    talk.requests.life_is_over(life(1), EPOCH)
+    talk.ask()
+    assert talk.got(welcome(1, EPOCH)) == (), "an answer to what was said before"
+    effects = talk.got(welcome(1, EPOCH + 1))
+    assert effects[0] == Reborn(welcome(1, EPOCH + 1)), "the listener, which fell silent, must beat again"
+    assert only(effects, QuorumRequest).participant.incarnation == life(1)
+
+
+def test_a_lighthouse_that_was_told_of_an_earlier_life_by_a_delayed_hello_hears_of_the_present_one() -> None:
+    talk = Conversation().member(4)
+    talk.requests.life_is_over(life(4), EPOCH)
+    talk.ask()
+    assert talk.got(welcome(1, EPOCH)) == (), "a late one"
+    assert only(talk.got(welcome(1, EPOCH + 1)), Hello).claim == Claim(life(4), None)
+    assert talk.got(welcome(4, EPOCH + 1))[0] == Reborn(welcome(4, EPOCH + 1))
 
 
 def test_a_new_life_claims_no_quorum_of_the_old_one() -> None:
@@ -348,7 +380,7 @@ def test_leaving_is_repeated_until_it_is_acknowledged() -> None:
 def test_one_that_never_joined_or_is_over_need_not_leave() -> None:
     assert Conversation().leave() == ()
     talk = Conversation().member()
-    talk.requests.life_is_over(life(1))
+    talk.requests.life_is_over(life(1), EPOCH)
     assert talk.leave() == ()
     assert talk.requests.done
 

@@ -96,6 +96,11 @@ CLAIMANTS = [
     (OLD, holder(ALIVE, MINE, OLD), fallen(OLDER), Admission.GO_ON),
     (OLD, holder(ALIVE, MINE, OURS), None, Admission.REJOIN),
     (FUTURE, holder(ALIVE, MINE, OURS), None, Admission.REJOIN),
+    # An earlier life of it was adopted from a Hello that had waited for a lighthouse: the later one is true.
+    (YOUNGER, holder(ALIVE, MINE, OLD), None, Admission.SUPERSEDE_AND_ADOPT),
+    (YOUNGER, holder(SUSPECT, MINE, OLD), fallen(OLDER), Admission.SUPERSEDE_AND_ADOPT),
+    (YOUNGER, holder(ALIVE, MINE, OLD), fallen(YOUNGER), Admission.REJOIN),
+    (OURS, holder(ALIVE, MINE, OLD), None, Admission.REJOIN),
     # Nobody lives under that name: one that an earlier lighthouse knew, and that has not ended, is adopted.
     (OLD, None, None, Admission.ADOPT),
     (OLD, None, fallen(OLDER), Admission.ADOPT),

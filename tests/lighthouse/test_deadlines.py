@@ -100,6 +100,15 @@ def test_arming_and_renewing_cost_one_heap_entry_however_often() -> None:
     assert len(deadlines._heap) == 1
 
 
+def test_the_heap_does_not_keep_what_is_disarmed_all_at_once() -> None:
+    deadlines: Deadlines[int] = Deadlines()
+    for number in range(5_000):
+        deadlines.arm(number, 0.0, 5.0)
+    for number in range(5_000):
+        deadlines.disarm(number)
+    assert len(deadlines._heap) <= module.STALE_MAX
+
+
 def test_the_heap_does_not_grow_with_what_is_renewed_shortened_or_disarmed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
