@@ -108,7 +108,8 @@ class Attacker:
         return {"sent": sent, "lost": lost, "seconds": elapsed}
 
     def strangers(self, count: int) -> dict[str, Any]:
-        """Connect and say something that no member says; some hang up, some stay and are silent."""
+        """Connect and say something that no member says, in the handshake or after it; some hang up, some
+        stay and are silent."""
         for _ in range(count):
             with suppress(OSError):  # refused, or cut off in the middle: as it should be
                 self._one_stranger()
@@ -120,7 +121,11 @@ class Attacker:
         self._held.append(stranger)
         if len(self._held) > HELD_MAX:
             self._held.pop(rng.randrange(HELD_MAX)).close()
-        stranger.sendall(zmtp.stranger(rng))
+        if rng.random() < 0.5:
+            stranger.sendall(zmtp.stranger(rng))
+        else:
+            zmtp.shake_hands(stranger, rng.choice([b"DEALER", b"SUB"]))
+            stranger.sendall(zmtp.guest(rng))
         if rng.random() < 0.2:
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         if rng.random() < 0.5:

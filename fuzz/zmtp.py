@@ -69,6 +69,29 @@ def stranger(rng: Random) -> bytes:
     return rng.choice(kinds)
 
 
+def guest(rng: Random) -> bytes:
+    """What something says after a right handshake: frames that lie, commands out of place, halves."""
+    words = rng.randbytes(rng.randint(0, 300))
+    length = rng.choice([0, 1, 1 << 16, 1 << 20, (1 << 20) + 1, 1 << 40, (1 << 63) - 1, (1 << 64) - 1])
+    kinds = (
+        words,
+        frame(words, rng.randrange(256)),
+        frame(words, MORE) + frame(words, MORE),  # and the last part never comes
+        frame(words, MORE) + frame(words) + frame(words),
+        bytes([LONG]) + length.to_bytes(8, "big") + words,
+        bytes([LONG | MORE]) + length.to_bytes(8, "big") + words,
+        frame(b"\x09SUBSCRIBE" + words, COMMAND),
+        frame(b"\x06CANCEL" + words, COMMAND),
+        frame(b"\x04PING\0\1" + words[:16], COMMAND) * rng.randint(1, 50),
+        frame(b"\x04PONG" + words, COMMAND),
+        frame(b"\x05ERROR\xff" + words, COMMAND),
+        frame(b"\x05READY" + words, COMMAND),
+        frame(b"\0" + words),  # the end of a topic that it never had
+        frame(b"\1" + words) * rng.randint(1, 20),
+    )
+    return rng.choice(kinds)
+
+
 def _with_a_byte_changed(whole: bytes, rng: Random) -> bytes:
     at = rng.randrange(len(whole))
     return whole[:at] + rng.randbytes(1) + whole[at + 1 :]

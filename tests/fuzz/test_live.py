@@ -41,6 +41,11 @@ def test_what_strangers_say_is_mostly_no_handshake() -> None:
     assert any(not words.startswith(zmtp.SIGNATURE) for words in said)
 
 
+def test_what_guests_say_is_of_many_kinds() -> None:
+    rng = Random(1)
+    assert len({zmtp.guest(rng) for _ in range(500)}) > 400
+
+
 def test_a_long_frame_says_so() -> None:
     assert zmtp.frame(b"x" * 255) == b"\x00\xff" + b"x" * 255
     assert zmtp.frame(b"x" * 256) == b"\x02" + (256).to_bytes(8, "big") + b"x" * 256
