@@ -90,6 +90,12 @@ def test_a_trainer_that_dumps_core_is_told_before_the_dump_has_ended(tmp_path: P
 # --- longer ones: make chaos --------------------------------------------------------------------------
 
 
+def kill(victim: Trainer) -> None:
+    """And reap it: the survivors may be told before it counts as ended here."""
+    victim.strike(signal.SIGKILL)
+    victim.exit_code()
+
+
 class Storm:
     """Blows in the order of a seed; after each the job must become whole again."""
 
@@ -116,7 +122,7 @@ class Storm:
 
     def kill_a_trainer(self, trio: list[Trainer]) -> None:
         victim = self.rng.choice(trio)
-        victim.strike(signal.SIGKILL)
+        kill(victim)
         survivors = [trainer for trainer in trio if trainer is not victim]
         assert self.job.told(victim, survivors) == {"killed by SIGKILL"}
 
@@ -130,7 +136,7 @@ class Storm:
         victim = self.rng.choice(trio)
         (listener,) = victim.last["listeners"]
         os.kill(listener, signal.SIGKILL)
-        victim.strike(signal.SIGKILL)
+        kill(victim)
         self.job.told(victim, [trainer for trainer in trio if trainer is not victim])
 
     def stop_a_trainer(self, trio: list[Trainer]) -> None:
@@ -148,14 +154,14 @@ class Storm:
     def kill_all_but_one(self, trio: list[Trainer]) -> None:
         survivor, *victims = self.rng.sample(trio, len(trio))
         for victim in victims:
-            victim.strike(signal.SIGKILL)
+            kill(victim)
         for victim in victims:
             self.job.told(victim, [survivor])
 
     def kill_a_trainer_while_it_is_dark(self, trio: list[Trainer]) -> None:
         victim = self.rng.choice(trio)
         self.job.kill_lighthouse()
-        victim.strike(signal.SIGKILL)
+        kill(victim)
         self.job.start_lighthouse()
         self.job.told(victim, [trainer for trainer in trio if trainer is not victim])
 
