@@ -26,6 +26,8 @@ HEAVY_ONE_IN = 1_000
 ITEMS_MAX = 3
 INT_BITS_MAX = 63
 INSERTED_BYTES_MAX = 12
+TOKENS = tuple([bytes([letter]) * 16 for letter in b"abcd"])
+"""Few, so that one frame speaks of the same process as another."""
 TEXTS = ("", "a", "r0", "default", "nä", "127.0.0.1:29511", "x" * 200)
 
 
@@ -134,10 +136,12 @@ def sample(kind: Any, rng: Random) -> Any:
         return rng.choice([text for text in TEXTS if low <= len(text) <= high])
     if kind is bytes:
         low, high = size or (0, 64)
+        if low == high == len(TOKENS[0]):
+            return rng.choice(TOKENS)
         return rng.randbytes(rng.randint(low, min(high, low + 20)))
     scalars: Mapping[type, Callable[[], Any]] = {
         bool: lambda: rng.random() < 0.5,
-        int: lambda: rng.getrandbits(rng.choice([1, 7, 8, 16, 32, INT_BITS_MAX])),
+        int: lambda: rng.getrandbits(rng.choice([1, 1, 2, 7, 8, 16, 32, INT_BITS_MAX])),
         float: lambda: rng.choice([0.0, 0.1, 1.0, 60.0, rng.random()]),
     }
     return scalars[kind]()
