@@ -228,6 +228,7 @@ class Chunk(NamedTuple):
     """What came of some inputs."""
 
     pid: int
+    count: int
     rss_mib: float
     seconds: float
     taken: Mapping[str, int]
@@ -272,7 +273,7 @@ def try_some(seed: int, first: int, count: int) -> Chunk:
         failures.append(Failure(slowest, name, f"took {slowest_s:.1f} s"))
     rss_mib = psutil.Process().memory_info().rss / MEBIBYTE
     seconds = time.perf_counter() - started
-    return Chunk(os.getpid(), rss_mib, seconds, taken, refused, slowest_s, slowest, failures)
+    return Chunk(os.getpid(), count, rss_mib, seconds, taken, refused, slowest_s, slowest, failures)
 
 
 def try_all(seed: int, first: int, count: int, workers: int) -> Iterator[Chunk]:
@@ -325,8 +326,8 @@ class Total:
             share = 100 * taken / max(1, taken + refused)
             note = f"{taken + refused} inputs, {taken} taken and {refused} refused"
             report.cases.append(Case.of(name, workers, [share], note, "% taken"))
-        count = sum(sum(c.taken.values()) + sum(c.refused.values()) + len(c.failures) for c in self.chunks)
-        each_us = [chunk.seconds * 1e6 / CHUNK_COUNT for chunk in self.chunks]
+        count = sum(chunk.count for chunk in self.chunks)
+        each_us = [chunk.seconds * 1e6 / chunk.count for chunk in self.chunks]
         note = f"{count} inputs in {seconds:.0f} s"
         report.cases.append(Case.of("all, with making them", workers, each_us, note, "us an input"))
         slowest = max(self.chunks, key=lambda chunk: chunk.slowest_s)
