@@ -228,7 +228,7 @@ class Chunk(NamedTuple):
     """What came of some inputs."""
 
     pid: int
-    count: int
+    inputs: int
     rss_mib: float
     seconds: float
     taken: Mapping[str, int]
@@ -326,8 +326,8 @@ class Total:
             share = 100 * taken / max(1, taken + refused)
             note = f"{taken + refused} inputs, {taken} taken and {refused} refused"
             report.cases.append(Case.of(name, workers, [share], note, "% taken"))
-        count = sum(chunk.count for chunk in self.chunks)
-        each_us = [chunk.seconds * 1e6 / chunk.count for chunk in self.chunks]
+        count = sum(chunk.inputs for chunk in self.chunks)
+        each_us = [chunk.seconds * 1e6 / chunk.inputs for chunk in self.chunks]
         note = f"{count} inputs in {seconds:.0f} s"
         report.cases.append(Case.of("all, with making them", workers, each_us, note, "us an input"))
         slowest = max(self.chunks, key=lambda chunk: chunk.slowest_s)
