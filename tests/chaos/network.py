@@ -30,7 +30,8 @@ TUNSETIFF = 0x400454CA
 IFF_TUN_WITHOUT_HEADER = 0x0001 | 0x1000
 PACKET_BYTES_MAX = 1 << 16
 MTU_BYTES = 1_400
-NETWORK = "10.231.77"
+NETWORKS = 512
+"""Of 256 addresses each, in 198.18.0.0/15, which is set aside for trials like these (RFC 2544)."""
 IDLE_S = 1.0
 
 
@@ -77,6 +78,8 @@ class Network:
 
     def __init__(self, here: str, *others: str, seed: int = 1) -> None:
         self._names = (here, *others)
+        number = os.getpid() % NETWORKS  # so that two test runs at once do not share one
+        self._prefix = f"198.{18 + number // 256}.{number % 256}"
         self._rng = random.Random(seed)
         self._weather: dict[tuple[str, str], Weather] = {}
         self._tun: dict[str, int] = {}
@@ -85,7 +88,7 @@ class Network:
         self.passed = self.dropped = 0
 
     def address(self, name: str) -> str:
-        return f"{NETWORK}.{self._names.index(name) + 1}"
+        return f"{self._prefix}.{self._names.index(name) + 1}"
 
     def on(self, name: str) -> list[str]:
         """What to put in front of a command, for it to run on that host."""
