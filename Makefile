@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench lint format clean
+.PHONY: demo test check bench chaos lint format clean
 .NOTPARALLEL: # the tests measure nothing, but their summary should be the last thing said
 
 demo: $(READY)
@@ -23,6 +23,12 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.quorum
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.heal
+
+chaos: $(READY)
+	$(BIN)/python -m pytest -q -m "chaos or not chaos" tests/chaos
+	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m fuzz.codec
+	$(BIN)/python -m fuzz.live
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -132,6 +132,13 @@ class Fleet:
         for name in list(self.trainers):
             self.remove(name)
 
+    def regroup(self) -> None:
+        """Shake all members out of their collectives, and wait for one more quorum of all."""
+        self._sizes.clear()
+        for trainer in self.trainers.values():
+            trainer.say("regroup")
+        self._regroup()
+
     def _regroup(self) -> None:
         """Shake members out of their collectives until all are in one quorum."""
         started = time.monotonic()

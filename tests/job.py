@@ -40,7 +40,9 @@ Event = dict[str, Any]
 class Trainer:
     """One trainer process, and what it said."""
 
-    def __init__(self, job: Job, replica_id: str, log: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self, job: Job, replica_id: str, log: Path, environ: dict[str, str], at: Sequence[str] = ()
+    ) -> None:
         self.replica_id = replica_id
         self.rank = int(environ.get("RANK", "0"))
         self.events: list[Event] = []
@@ -52,7 +54,7 @@ class Trainer:
         self._log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.trainer"],
+                [*at, sys.executable, "-m", "tests.trainer"],
                 cwd=REPOSITORY,
                 env={**os.environ, "OWN_JOB": "1", "REPLICA_ID": replica_id, **environ},
                 stdin=subprocess.PIPE,
@@ -153,6 +155,8 @@ class Job:
         self.trainers: list[Trainer] = []
         self.port = free_ports()
         self.address = f"127.0.0.1:{self.port}"
+        self.places: dict[str, Sequence[str]] = {}
+        """What stands in front of the command of a replica that runs elsewhere."""
         self._flags = flags
         self._state_dirs = 0
         self.start_lighthouse(empty=True)
@@ -175,7 +179,7 @@ class Job:
     def start(self, replica_id: str, **environ: str) -> Trainer:
         log = self.folder / f"trainer-{len(self.trainers)}.log"
         marked = {"PROCGUARD_LIGHTHOUSE": self.address, MARK: str(self.folder), **environ}
-        trainer = Trainer(self, replica_id, log, marked)
+        trainer = Trainer(self, replica_id, log, marked, self.places.get(replica_id, ()))
         self.trainers.append(trainer)
         return trainer
 

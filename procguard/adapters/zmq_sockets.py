@@ -28,8 +28,9 @@ BACKLOG_COUNT = 4096
 PEER_QUEUE_COUNT_MAX = 128
 """Frames held at the lighthouse of, and for, each member. Few, as each may be FRAME_BYTES_MAX long."""
 MEMBER_QUEUE_COUNT_MAX = 1000
-NOTICE_QUEUE_COUNT_MAX = 1000
-"""Notices held for each listener that does not read; it loses what comes beyond, and asks for a resync."""
+NOTICE_QUEUE_COUNT_MAX = 250
+"""Notices held for each listener that does not read; it loses what comes beyond, and asks for a resync. So
+many fit the first piece of memory that libzmq takes for a queue: a thousand who never read cost 16 MiB."""
 SUBSCRIPTION_BYTES_MAX = 2048
 CURVE_BYTES = 33
 """What encryption adds to each frame."""

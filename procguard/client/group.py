@@ -153,24 +153,26 @@ class Group:
             whole = together([asking[rank].asks.participant for rank in sorted(asking)])
             self._effects.append(Request(QuorumRequest(self._token, max(0.0, ttl_s), whole)))
         elif self._formed is None:
-            this = next(iter(asking.values())).asks.participant.round
-            self._effects.append(Request(AnswerWanted(self._token, self._incarnation, this)))
+            rounds = {asked.asks.participant.round for asked in self._asked.values()}
+            for this in sorted(rounds):  # one rank may have gone on, while another still asks for the last
+                self._effects.append(Request(AnswerWanted(self._token, self._incarnation, this)))
         self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, RETRY_LAST_S)
 
     def _form(self, formed: QuorumFormed) -> None:
-        asking = self._this_round()
-        if not asking or formed.epoch < max(asked.asks.epoch for asked in asking.values()):
-            return
-        this = next(iter(asking.values())).asks.participant.round
+        """Of the newest round, or of one before it that a rank still asks for."""
         participants = formed.quorum.participants
-        if not any(p.incarnation == self._incarnation and p.round == this for p in participants):
+        rounds = {p.round for p in participants if p.incarnation == self._incarnation}
+        answered = {r: asked for r, asked in self._asked.items() if asked.asks.participant.round in rounds}
+        if not answered or formed.epoch < max(asked.asks.epoch for asked in answered.values()):
             return
+        this = next(iter(answered.values())).asks.participant.round
         self._formed = GroupFormed(formed.epoch, this, formed.quorum)
-        self._effects.append(Answer(tuple([asked.peer for asked in asking.values()]), self._formed))
-        self._asked.clear()
+        self._effects.append(Answer(tuple([asked.peer for asked in answered.values()]), self._formed))
+        self._asked = {r: asked for r, asked in self._asked.items() if asked.asks.participant.round > this}
         self._waiting = None
-        self._retry_at = inf
+        if not self._asked:
+            self._retry_at = inf
 
     def _say_why(self) -> None:
         asking = self._this_round()

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import math
 import re
 import struct
 import sys
@@ -52,6 +51,7 @@ from procguard.errors import CheckpointError, UnsupportedState
 SENT_BYTES = 16 << 20
 TAKEN_BYTES = 4 << 20
 HEADER_BYTES_MAX = 64 << 20  # the structure without its buffers; bounds what unpacking it can allocate
+ELEMENTS_MAX = 1 << 63  # of an array; whatever claims more cannot be made, and is not multiplied out
 DEPTH_MAX = 64  # levels of nesting; deeper is a cycle, or a stream made to exhaust the stack
 
 _MAGIC = b"PGSTATE1"
@@ -348,9 +348,15 @@ def _tensor_bytes(tensor: Any) -> memoryview:
 
 
 def _element_count(shape: list[Any]) -> int:
-    if not all(type(extent) is int and extent >= 0 for extent in shape):
-        raise _malformed("a shape that is not made of counts")
-    return math.prod(shape)
+    """How many; an array of more is as good as one of ``ELEMENTS_MAX``, for no stream is that long.
+
+    The plain product of a million extents, which a stream of some megabytes can claim, takes minutes."""
+    count = 1
+    for extent in shape:
+        if type(extent) is not int or extent < 0:
+            raise _malformed("a shape that is not made of counts")
+        count = min(count * extent, ELEMENTS_MAX)
+    return count
 
 
 def _digits(value: int) -> bytes:

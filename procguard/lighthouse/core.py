@@ -3,7 +3,8 @@
 Messages change what is known about members; conclusions are drawn when time passes (``TimePassed`` closes
 every batch of the inbox): deadlines are judged, all failures of the batch leave in one notice a job, and a
 quorum is decided once, however many asked in the batch. So a member whose heartbeat was in the inbox is
-never called dead, and a thousand requests cost one decision.
+never called dead, and a thousand requests cost one decision. While an inbox has no end, all but the deadlines
+is concluded after each batch (``MoreToCome``): a flood must not hold up what is known for certain.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from procguard.lighthouse.events import (
     Event,
     Log,
     LoopStalled,
+    MoreToCome,
     Publish,
     Received,
     Send,
@@ -106,6 +108,8 @@ class Core:
                 self._message(event.peer, event.message, now)
         elif type(event) is TimePassed:
             self._time_passed(now)
+        elif type(event) is MoreToCome:
+            self._conclude(now)
         elif type(event) is TopicHeld:
             self.roster.topic_held(event.topic)
         elif type(event) is TopicLost:
@@ -325,6 +329,12 @@ class Core:
         for slot in self.roster.leases.due(now):
             cause = Cause(CauseKind.HEARTBEAT_TIMEOUT, text=f"none for {now - slot.beat_at:.3f} s")
             self.roster.end_rank(slot, Trigger.LEASE_OVER, cause, now)
+        self._conclude(now)
+        if beacon_due:
+            self._beacon(now)
+
+    def _conclude(self, now: float) -> None:
+        """Tell what has ended and form what can be formed, of each job of which something was learned."""
         for job_id in tuple(self.roster.undecided):
             del self.roster.undecided[job_id]
             job = self.roster.jobs[job_id]
@@ -334,8 +344,6 @@ class Core:
             self._decide(job, now)
         self.roster.effects += self._acks
         self._acks.clear()
-        if beacon_due:
-            self._beacon(now)
 
     def _timer_over(self, timer: Timer, subject: Any, now: float) -> None:
         if timer is Timer.SETTLE:

@@ -36,13 +36,17 @@ class TimePassed(NamedTuple):
     """The inbox is drained: deadlines may be judged, notices published, quorums decided."""
 
 
+class MoreToCome(NamedTuple):
+    """A batch was taken from an inbox that holds more: all but deadlines may be concluded from it."""
+
+
 class LoopStalled(NamedTuple):
     """Our own loop slept for longer than a heartbeat interval: nobody is to blame for that time."""
 
     gap_s: float
 
 
-Event = Received | TopicHeld | TopicLost | TimePassed | LoopStalled
+Event = Received | TopicHeld | TopicLost | TimePassed | MoreToCome | LoopStalled
 
 
 class Send(NamedTuple):

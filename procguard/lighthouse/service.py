@@ -5,7 +5,7 @@ It has no opinion on members, leases or quorums. Its own subject is time, and wh
 - *The inbox goes before the clock.* Deadlines are judged as of the moment at which the inbox was last looked
   at, after all of it was taken in, so that no member whose heartbeat lies in it is called dead.
 - *A flood does not stop time.* An inbox without end is taken in for half a heartbeat interval, and then time
-  passes all the same: one peer that never stops talking must not keep a death from being told. Nobody is
+  passes all the same; and what has no deadline, a death above all, is told after each batch of it. Nobody is
   blamed for that, because transports take turns between connections: a beat waits behind the connections,
   not behind the flood, and a lease lasts at least three intervals.
 - *Our own sleep is nobody's silence.* A turn that comes more than a heartbeat interval later than asked for
@@ -47,6 +47,7 @@ from procguard.lighthouse.events import (
     Event,
     Log,
     LoopStalled,
+    MoreToCome,
     PersistEpoch,
     Publish,
     Received,
@@ -146,6 +147,7 @@ class Service:
             self._rate.count(len(batch), now)
             if len(batch) < BATCH_COUNT_MAX or now >= enough:
                 return now
+            self._step(MoreToCome(), now)
             now = self._clock()
 
     def _receive(self, inbound: Inbound, now: float) -> None:

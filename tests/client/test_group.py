@@ -228,6 +228,19 @@ class TestAnotherServerTakesOver:
         ranks.form()
         assert len(ranks.answers(1, GroupFormed)) == 1
 
+    def test_when_one_has_gone_on_to_the_next_round_the_other_still_gets_the_last(self, ranks: Ranks) -> None:
+        ranks.server_dies()
+        ranks.ask(0, round=2)
+        ranks.ask(1, round=1)
+        assert ranks.requests[-2:] == [AnswerWanted(TOKEN, LIFE, 1), AnswerWanted(TOKEN, LIFE, 2)]
+        quorum = ranks.form(1)
+        assert ranks.answers(1, GroupFormed) == [GroupFormed(EPOCH, 1, quorum)]
+        assert not ranks.answers(0, GroupFormed)
+        ranks.ask(1, round=2)
+        assert [whole.round for whole in ranks.asked_for_all()] == [2]
+        ranks.form(2)
+        assert [formed.round for formed in ranks.answers(0, GroupFormed)] == [2]
+
     def test_when_some_have_voted_they_vote_again(self, ranks: Ranks) -> None:
         ranks.vote(0)
         ranks.server_dies()

@@ -457,6 +457,13 @@ def test_arrays_that_are_not_what_they_say_are_refused(node: Any) -> None:
             state_of(forged(node, [length], buffer(bytes(length))))
 
 
+def test_a_shape_without_end_is_not_multiplied_out() -> None:
+    """The product of so many would have 18 million bits, and takes minutes."""
+    shape = [1 << 62] * 300_000
+    with pytest.raises(CheckpointError, match="numpy array of dtype"):
+        state_of(forged(["ndarray", "<f4", shape, False], [0], buffer(b"")))
+
+
 def test_a_buffer_that_nobody_names_is_refused() -> None:
     with pytest.raises(CheckpointError, match="1 buffers that the structure does not name"):
         state_of(forged(["list"], [4], buffer(b"abcd")))

@@ -17,7 +17,16 @@ from procguard.codec import decode, encode
 from procguard.lighthouse import admission, roster
 from procguard.lighthouse.core import BEACON_INTERVAL_S
 from procguard.lighthouse.deadlines import Deadlines
-from procguard.lighthouse.events import Effect, LoopStalled, Publish, Received, Send, TopicHeld, TopicLost
+from procguard.lighthouse.events import (
+    Effect,
+    LoopStalled,
+    MoreToCome,
+    Publish,
+    Received,
+    Send,
+    TopicHeld,
+    TopicLost,
+)
 from procguard.lighthouse.job import Job
 from procguard.lighthouse.members import Member
 from procguard.lighthouse.roster import Timer
@@ -303,6 +312,12 @@ class Chaos(RuleBasedStateMachine):
         self.story.tell(LoopStalled(seconds))
         self.story.turn()
         assert set(live) <= set(self.live()), "our own stall killed somebody"
+
+    @rule()
+    def flood(self) -> None:
+        live = self.live()
+        self.story.tell(MoreToCome())
+        assert live == self.live(), "a deadline was judged before the inbox was drained"
 
     @rule(really=seldom)
     def restart(self, really: bool) -> None:

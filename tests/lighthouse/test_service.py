@@ -256,6 +256,20 @@ def test_a_flood_stops_neither_time_nor_anybodys_heart(lighthouse: Lighthouse) -
     assert lighthouse.counter("stalls of the lighthouse's own loop") == 0
 
 
+def test_in_a_flood_an_end_is_told_after_the_batch_that_it_came_in(
+    lighthouse: Lighthouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = lighthouse.join("a")
+    told_at: list[float] = []
+    monkeypatch.setattr(lighthouse.wire, "publish", lambda frame: told_at.append(lighthouse.clock()))
+    lighthouse.wire.flood = Frame(b"flooder", encode(beat("nobody", Incarnation(1, 1))))
+    lighthouse.hears(Leave(token("a"), a, 5))
+    started_at = lighthouse.clock()
+    lighthouse.turn()
+    assert told_at[0] == started_at + DRAIN_COST_S
+    assert lighthouse.clock() > started_at + DRAIN_COST_S, "and the flood went on"
+
+
 def test_a_full_inbox_is_taken_in_to_its_end_before_time_passes(lighthouse: Lighthouse) -> None:
     a = lighthouse.join("a")
     junk = [beat("nobody", Incarnation(1, 1))] * (3 * BATCH_COUNT_MAX)
