@@ -216,6 +216,19 @@ def test_a_listener_is_killed_and_its_successor_witnesses(job: Job, trio: list[T
     job.trains(*survivors)
 
 
+def test_a_listener_that_is_stopped_costs_one_life_and_is_replaced(job: Job, trio: list[Trainer]) -> None:
+    victim = trio[-1]
+    (listener,) = victim.last["listeners"]
+    before = victim.incarnation
+    victim.struck.append(before)
+    os.kill(listener, signal.SIGSTOP)
+    job.until(
+        lambda: victim.incarnation != before and victim.last["listeners"] not in ([], [listener]),
+        "it joins again, with another listener",
+    )
+    job.trains(*trio)
+
+
 def test_a_listener_and_at_once_its_trainer_are_killed(job: Job, trio: list[Trainer]) -> None:
     *survivors, victim = trio
     (listener,) = victim.last["listeners"]

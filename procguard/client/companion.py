@@ -153,6 +153,10 @@ class Companion:
             heapq.heappush(self._later, (self._clock() + delay_s, next(self._order), call))
         self._wake()
 
+    def replace_listener(self) -> None:
+        """Have another listener process started: this one lives and does nothing. From any thread."""
+        self.call_later(0.0, self._replace)
+
     @property
     def over(self) -> Over | None:
         """What a session said of an incarnation of ours that is over, since we enrolled last."""
@@ -286,6 +290,16 @@ class Companion:
         self._man_posts()  # before anything that takes time: nobody beats
         host.link.close()
         _log.warning("The %s has ended (%s): starting another", post.what, host.ended_with())
+
+    def _replace(self) -> None:
+        post = self._process_post
+        if post is None or post.host is None:
+            return
+        pid = post.host.pid
+        self._send_home(post)
+        post.put_off(self._clock())
+        self._man_posts()
+        _log.warning("The listener process (pid %s) did not beat: starting another", pid)
 
     def _release(self, post: Post) -> Host | None:
         with self._lock:

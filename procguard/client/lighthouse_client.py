@@ -23,6 +23,7 @@ from procguard.client.requests import (
     Reconnect,
     Requests,
     Send,
+    Unheard,
     describe_refusal,
     describe_wait,
 )
@@ -48,6 +49,7 @@ class LighthouseClient:
     Args:
         where: the address and where it was set, as error messages name them.
         on_reborn: called, from the calling thread, for each incarnation the lighthouse gives.
+        on_unheard: called likewise when the lighthouse has not heard our listener for too long.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class LighthouseClient:
         where: str,
         on_reborn: Callable[[Welcome], None],
         clock: Callable[[], float] = time.monotonic,
+        on_unheard: Callable[[], None] = lambda: None,
     ) -> None:
         self._transport = transport
         self._requests = Requests(hello)
         self._where = where
         self._on_reborn = on_reborn
+        self._on_unheard = on_unheard
         self._clock = clock
         self._lock = threading.Lock()
         self._leaving = False
@@ -191,6 +195,8 @@ class LighthouseClient:
                 self._transport.send(codec.encode(effect.message))
             elif isinstance(effect, Reborn):
                 self._on_reborn(effect.welcome)
+            elif isinstance(effect, Unheard):
+                self._on_unheard()
             elif isinstance(effect, Reconnect):
                 if self._requests.welcome is None:
                     keys = self._transport.explain()

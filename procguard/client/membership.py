@@ -119,7 +119,9 @@ class Membership:
         self._disowned = False
         with ExitStack() as on_failure:
             on_failure.callback(self._life_line.close)
-            self._client = LighthouseClient(connect(), self._hello, where, self._reborn)
+            self._client = LighthouseClient(
+                connect(), self._hello, where, self._reborn, on_unheard=self._unheard
+            )
             on_failure.callback(self._client.close)
             welcome = self._client.join(connect_timeout_s)
             on_failure.pop_all()
@@ -237,6 +239,10 @@ class Membership:
         _log.info("Replica %s joined as incarnation %s", self.replica_id, welcome.incarnation)
         if self._companion:
             self._companion.enrol(self._enrol(welcome))
+
+    def _unheard(self) -> None:
+        if self._companion:
+            self._companion.replace_listener()
 
     def _enrol(self, welcome: Welcome) -> Enrol:
         hello = self._hello._replace(claim=Claim(welcome.incarnation, None), epoch=welcome.epoch)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from procguard.messages import (
     KIND_OF,
     Ack,
+    CauseKind,
     Claim,
     Hello,
     HelloWanted,
@@ -57,6 +58,10 @@ class Reborn(NamedTuple):
     welcome: Welcome
 
 
+class Unheard(NamedTuple):
+    """Nobody beat for us for too long, and our listener, which is there for that, has not told us."""
+
+
 class Send(NamedTuple):
     """To the lighthouse."""
 
@@ -67,7 +72,7 @@ class Reconnect(NamedTuple):
     """The connection seems dead."""
 
 
-Effect = Send | Reborn | Reconnect
+Effect = Send | Reborn | Unheard | Reconnect
 
 
 class Requests:
@@ -269,6 +274,8 @@ class Requests:
             return
         self._over = True
         self._over_since = self.epoch
+        if rejoin.cause.kind is CauseKind.HEARTBEAT_TIMEOUT:
+            self._effects.append(Unheard())
         if self.goal is Goal.LEAVE or self.hello.group_world_size > 1:
             self.give_up()  # a rank never joins anew by itself: its whole group is started again
         elif self.goal is not Goal.NONE:

@@ -305,7 +305,9 @@ class TrainerProcess:
             JOB, name, random.randbytes(16), Process(name, "boot", self.number, self.number),
             0, 1, "", None, b"", "", 0, plan.min_replicas, plan.progress_timeout_s,
         )  # fmt: skip
-        self.client = LighthouseClient(self._transport, self.hello, "simulation:1", self._reborn, world.clock)
+        self.client = LighthouseClient(
+            self._transport, self.hello, "simulation:1", self._reborn, world.clock, self._unheard
+        )
         handle = self.label
         self.pg = SimGroup(world.fabric, self.computer, handle, plan.timeout_s)
         self.pg.aborting = lambda quorum_id: self.sees.aborts(self, quorum_id)
@@ -433,6 +435,11 @@ class TrainerProcess:
         self.given_up = False
         assert self.membership is not None
         self.membership.reborn(welcome)
+
+    def _unheard(self) -> None:
+        companion = self.membership.companion if self.membership else None
+        if companion:
+            companion.replace_listener()
 
     def _load(self, weights: int) -> None:
         self.weights = weights

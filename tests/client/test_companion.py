@@ -184,6 +184,26 @@ def test_when_the_process_ends_a_thread_beats_at_once_and_another_process_is_sta
     assert stage.threads[1].is_closed
 
 
+def test_a_process_that_lives_and_does_nothing_is_replaced(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.ready()
+    stage.companion.replace_listener()
+    stage.turn()
+    assert stage.processes[0].is_closed
+    assert (len(stage.threads), len(stage.processes)) == (2, 2), "a thread beats meanwhile"
+    assert stage.companion.listening_pids == [1_001]
+    assert "listener process (pid 1000) did not beat" in caplog.text
+
+
+def test_without_a_process_there_is_none_to_replace(threaded: Stage) -> None:
+    threaded.begin()
+    threaded.companion.replace_listener()
+    threaded.turns()
+    assert len(threaded.threads) == 1
+    assert not threaded.threads[0].is_closed
+
+
 def test_a_process_that_ends_before_it_was_ready_leaves_the_thread_alone(stage: Stage) -> None:
     stage.begin()
     stage.processes[0].end()

@@ -14,12 +14,15 @@ from procguard.client.requests import (
     Reconnect,
     Requests,
     Send,
+    Unheard,
     describe_refusal,
     describe_wait,
 )
 from procguard.messages import (
     KIND_OF,
     Ack,
+    Cause,
+    CauseKind,
     Claim,
     Hello,
     HelloWanted,
@@ -208,6 +211,16 @@ def test_one_whose_life_is_over_joins_anew_on_the_way_to_the_quorum() -> None:
     assert effects[0] == Reborn(welcome(4)), "the listener hears of it before the lighthouse is asked"
     request = only(effects, QuorumRequest)
     assert request == QuorumRequest(TOKEN, 60.0, participant("a", 4))
+
+
+def test_a_life_that_ended_in_silence_of_which_the_listener_said_nothing_is_the_listeners_fault() -> None:
+    talk = Conversation().member(1)
+    talk.ask()
+    effects = talk.got(Rejoin(TOKEN, life(1), Cause(CauseKind.HEARTBEAT_TIMEOUT)))
+    assert [type(effect) for effect in effects] == [Unheard, Send]
+    talk.got(welcome(4))
+    talk.requests.life_is_over(life(4), EPOCH)  # told by the listener
+    assert Unheard() not in talk.got(Rejoin(TOKEN, life(4), Cause(CauseKind.HEARTBEAT_TIMEOUT)))
 
 
 def test_a_repeated_rejoin_or_a_late_welcome_of_the_old_life_changes_nothing() -> None:
