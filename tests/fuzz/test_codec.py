@@ -123,6 +123,12 @@ def test_another_exception_is_caught() -> None:
     assert caught(unguarded)
 
 
+def test_an_input_that_costs_too_much_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuzz.codec.SLOW_S", 0.0)
+    (failure,) = try_some(SEED, 0, 10).failures
+    assert failure.text.endswith("s of CPU")
+
+
 def test_equal_is_not_the_same() -> None:
     assert same(HelloWanted(1), HelloWanted(1))
     assert not same(HelloWanted(1), HelloWanted(True))
