@@ -230,10 +230,10 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a listener does not introduce itself to a restarted lighthouse",
-        "client.session:Session._hello_wanted",
-        "        self._introduce(now)\n",
-        "        pass\n",
+        "a listener beats on for the life before",
+        "client.session:Session._enrol",
+        "    self._incarnation, self._quorum = enrol.hello.claim\n",
+        "    if self.state is State.NEW:\n        self._incarnation, self._quorum = enrol.hello.claim\n",
     ),
     Mutant(
         "a listener that ended is not replaced",
@@ -242,10 +242,10 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a request is not repeated",
-        "client.requests:Requests._request",
-        "self._retry_at = now + self._retry_s",
-        "self._retry_at = inf",
+        "the listener is not told of a new life",
+        "client.companion:Companion.enrol",
+        "    self.tell(enrol)\n",
+        "    pass\n",
     ),
     Mutant(
         "who is up to date is told by the step alone",

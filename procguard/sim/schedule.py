@@ -121,7 +121,7 @@ def schedule_of(seed: int, low: int = 2, high: int = 64) -> Schedule:
         names=names,
         min_replicas=min_replicas,
         settings=settings,
-        step_s=random.uniform(0.25, 0.6),
+        step_s=random.uniform(0.4, 1.0),
         timeout_s=4.0,
         quorum_timeout_s=60.0,
         progress_timeout_s=random.choice([0.0, 0.0, 2.0]),
