@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 import zmq
 
+from procguard.adapters.zmq_key_files import read_member
+from procguard.adapters.zmq_keys import MemberKeys
 from procguard.adapters.zmq_sockets import CLIENT, Context, Socket, open_socket, raise_open_files_limit
 from procguard.codec import decode, encode
 from procguard.messages import (
@@ -26,6 +29,7 @@ from procguard.messages import (
     Phase,
     Process,
     Resync,
+    SnapshotRequest,
     Welcome,
     listener_topic,
     notice_topic,
@@ -45,8 +49,11 @@ QUEUE_ENDLESS = 0
 class CrowdMember:
     """One connection that speaks for a member; after ``listen`` two."""
 
-    def __init__(self, context: Context, address: str, replica_id: str) -> None:
+    def __init__(
+        self, context: Context, address: str, replica_id: str, keys: MemberKeys | None = None
+    ) -> None:
         self._context = context
+        self._keys = keys.client_options() if keys else None
         self._host = address.rpartition(":")[0]
         self.replica_id = replica_id
         self.dealer = self._connect(zmq.DEALER, address)
@@ -124,7 +131,7 @@ class CrowdMember:
         self.sub = None
 
     def _connect(self, kind: int, address: str) -> Socket:
-        connection = open_socket(self._context, kind, CLIENT | {zmq.SNDHWM: QUEUE_ENDLESS})
+        connection = open_socket(self._context, kind, CLIENT | {zmq.SNDHWM: QUEUE_ENDLESS}, self._keys)
         connection.connect(f"tcp://{address}")
         return connection
 
@@ -212,6 +219,20 @@ def flood(members: Sequence[CrowdMember], beats: int) -> tuple[float, float]:
     return started_at, time.monotonic()
 
 
+def knock(context: Context, address: str, count: int, keys: MemberKeys | None) -> tuple[float, float]:
+    """Connect so many times at once; start, and when each connection had got an answer."""
+    started_at = time.monotonic()
+    strangers = [CrowdMember(context, address, "stranger", keys) for _ in range(count)]
+    for stranger in strangers:
+        stranger.send(SnapshotRequest(JOB_ID))
+    for stranger in strangers:
+        stranger.answer()
+    ended_at = time.monotonic()
+    for stranger in strangers:
+        stranger.dealer.close(linger=0)
+    return started_at, ended_at
+
+
 def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
@@ -223,10 +244,29 @@ def say(**facts: Any) -> None:
 @click.option("--listening", is_flag=True, help="Each member hears notices, on a second connection.")
 @click.option("--seasoned", is_flag=True, help="First let libzmq's queues reach their full size.")
 @click.option("--flood", "beats", type=int, help="Send so many beats of each member at a word.")
-def main(address: str, names: str, count: int, listening: bool, seasoned: bool, beats: int | None) -> None:
+@click.option("--knocking", is_flag=True, help="Be nobody, but connect COUNT times at a word.")
+@click.option("--keys", "key_file", type=click.Path(path_type=Path), help="Of a member; all use the same.")
+def main(
+    *,
+    address: str,
+    names: str,
+    count: int,
+    listening: bool,
+    seasoned: bool,
+    beats: int | None,
+    knocking: bool,
+    key_file: Path | None,
+) -> None:
     """Be COUNT members, called NAMES and a number: beat at 10 Hz until stdin ends, or flood at each line."""
     context = crowd_context()
-    members = [CrowdMember(context, address, f"{names}{n:05d}") for n in range(count)]
+    keys = read_member(key_file) if key_file else None
+    if knocking:
+        say(ready=count)
+        for _ in sys.stdin:
+            started_at, ended_at = knock(context, address, count, keys)
+            say(started_at=started_at, ended_at=ended_at)
+        return
+    members = [CrowdMember(context, address, f"{names}{n:05d}", keys) for n in range(count)]
     join(members, listening)
     if seasoned:
         season(members)

@@ -1,17 +1,20 @@
 """What heartbeats cost a lighthouse: how many it can take, and what it needs for those of a large job.
 
 The lighthouse is a real process; the load comes from other processes, over connections of real members
-(``crowd``). At saturation every queue is full and what is measured is work alone; beside it stands the floor,
-a bare loop that takes the same frames from a ROUTER and throws them away. Then beats arrive as they do in
-life: of each member ten a second, evenly spread.
+(``crowd``). At saturation every queue is full and what is measured is work alone. Then beats arrive as they
+do in life: of each member ten a second, evenly spread. Beside each stands the floor, a bare loop that takes
+the same frames from a ROUTER and throws them away. With ``--keys`` the flood comes once more over encrypted
+connections, and connections themselves are counted, with keys and without.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -20,6 +23,7 @@ import psutil
 from benchmarks import floors
 from benchmarks.fleet import Hands, lighthouse_process
 from benchmarks.report import Case, Report, Target, median, new_report
+from procguard.adapters.zmq_key_files import make_directory
 
 FLOOD_MEMBERS = 20
 """Connections that the flood comes over."""
@@ -46,12 +50,12 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def drain(address: str, process: psutil.Process, rounds: int, beats: int) -> Drained:
+def drain(address: str, process: psutil.Process, rounds: int, beats: int, *keys: str) -> Drained:
     """Flood whoever listens there."""
     each = max(1, beats // FLOOD_MEMBERS)
     result = Drained([], [])
     with Hands() as hired:
-        crowd = hired.hire("benchmarks.crowd", address, "f", str(FLOOD_MEMBERS), "--flood", str(each))
+        crowd = hired.hire("benchmarks.crowd", address, "f", str(FLOOD_MEMBERS), "--flood", str(each), *keys)
         crowd.hear()
         for _ in range(rounds):
             before = cpu_s(process)
@@ -63,6 +67,37 @@ def drain(address: str, process: psutil.Process, rounds: int, beats: int) -> Dra
     return result
 
 
+class Knocked(NamedTuple):
+    """Rounds of connections."""
+
+    per_s: list[float]
+    cpu_ms: list[float]
+    """Of the lighthouse, for one connection."""
+
+
+def knock(address: str, process: psutil.Process, rounds: int, count: int, *keys: str) -> Knocked:
+    """Connect so many times at once to whoever listens there, and be answered."""
+    result = Knocked([], [])
+    with Hands() as hired:
+        crowd = hired.hire("benchmarks.crowd", address, "k", str(count), "--knocking", *keys)
+        crowd.hear()
+        for _ in range(rounds):
+            before = cpu_s(process)
+            told = crowd.order()
+            result.per_s.append(count / (told["ended_at"] - told["started_at"]))
+            result.cpu_ms.append(max(cpu_s(process) - before, CPU_TICK_S) * 1000 / count)
+    return result
+
+
+class Windows(NamedTuple):
+    """How a smooth load is looked at."""
+
+    samples: int
+    length_s: float
+    seasoned: bool
+    """After libzmq's queues have grown to their full size."""
+
+
 class Load(NamedTuple):
     """What beats that arrive smoothly cost."""
 
@@ -72,16 +107,22 @@ class Load(NamedTuple):
     """How late the load's most belated beat was."""
 
 
-def carry(members: int, windows: int, window_s: float, seasoned: bool) -> Load:
-    """Let so many members beat at 10 Hz, and look at the lighthouse meanwhile."""
-    season = ["--seasoned"] if seasoned else []
-    with lighthouse_process() as lighthouse, Hands() as hired:
-        crowd = hired.hire("benchmarks.crowd", lighthouse.address, "m", str(members), *season)
+def carry(
+    address: str,
+    process: psutil.Process,
+    members: int,
+    windows: Windows,
+    check: Callable[[int], object] = lambda members: None,
+) -> Load:
+    """Let so many members beat at 10 Hz, and look at the process; ``check`` raises if it has lost any."""
+    season = ["--seasoned"] if windows.seasoned else []
+    with Hands() as hired:
+        crowd = hired.hire("benchmarks.crowd", address, "m", str(members), *season)
         crowd.hear()
         time.sleep(WARM_UP_S)
-        percent = list(cpu_percent(lighthouse.process, windows, window_s))
-        rss = lighthouse.process.memory_info().rss / MEBIBYTE
-        lighthouse.expect_alive(members)
+        percent = list(cpu_percent(process, windows.samples, windows.length_s))
+        rss = process.memory_info().rss / MEBIBYTE
+        check(members)
         return Load(percent, rss, crowd.over()["latest_ms"])
 
 
@@ -122,14 +163,41 @@ def report_saturation(report: Report, rounds: int, beats: int) -> None:
     report.targets.append(Target.at_least("beats taken in for a second of CPU", 200_000, per_cpu_s))
 
 
-def report_load(
-    report: Report, sizes: Sequence[tuple[int, float]], windows: int, window_s: float, seasoned: bool
-) -> None:
+def report_keys(report: Report, rounds: int, beats: int, knocks: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder) / "keys"
+        make_directory(directory, ["all"], [])
+        member = f"--keys={directory / 'members' / 'all.key'}"
+        with lighthouse_process(f"--keys={directory}") as locked, on_one_core(locked.process):
+            drained = drain(locked.address, locked.process, rounds, beats, member)
+            with_keys = knock(locked.address, locked.process, rounds, knocks, member)
+    report_drain(report, "saturation with CURVE", drained, "one core for all its threads")
+    with lighthouse_process() as plain, on_one_core(plain.process):
+        without = knock(plain.address, plain.process, rounds, knocks)
+    for name, knocked in (("connections", without), ("connections with CURVE", with_keys)):
+        report.cases.append(Case.of(name, knocks, knocked.per_s, "all at once", "connections/s"))
+        report.cases.append(Case.of(name, knocks, knocked.cpu_ms, "of the lighthouse", "CPU ms each"))
+
+
+def report_load(report: Report, members: int, windows: Windows) -> Load:
+    """The lighthouse's load, beside that of a bare loop under the same members."""
+    with floors.bare_drain() as (address, pid):
+        add_load(report, "floor: bare ROUTER", members, carry(address, psutil.Process(pid), members, windows))
+    with lighthouse_process() as lighthouse:
+        load = carry(lighthouse.address, lighthouse.process, members, windows, lighthouse.expect_alive)
+    add_load(report, "10 Hz, smoothly", members, load)
+    return load
+
+
+def add_load(report: Report, name: str, members: int, load: Load) -> None:
+    note = f"latest beat sent {load.latest_ms:.0f} ms late"
+    report.cases.append(Case.of(name, members, load.cpu_percent, note, "% of a core"))
+    report.cases.append(Case.of(name, members, [load.rss_mib], unit="MiB RSS"))
+
+
+def report_loads(report: Report, sizes: Sequence[tuple[int, float]], windows: Windows) -> None:
     for members, bound in sizes:
-        load = carry(members, windows, window_s, seasoned)
-        note = f"latest beat sent {load.latest_ms:.0f} ms late"
-        report.cases.append(Case.of("10 Hz, smoothly", members, load.cpu_percent, note, "% of a core"))
-        report.cases.append(Case.of("10 Hz, smoothly", members, [load.rss_mib], unit="MiB RSS"))
+        load = report_load(report, members, windows)
         name = f"{members} members at 10 Hz, % of a core"
         report.targets.append(Target.at_most(name, bound, median(load.cpu_percent)))
     report.targets.append(Target.at_most(f"RSS at {members} members, MiB", 60, load.rss_mib))
@@ -143,13 +211,27 @@ def report_load(
 @click.option("--window", "window_s", default=WINDOW_S, show_default=True, help="Seconds of a sample.")
 @click.option("--seasoned/--fresh", default=True, help="Measure memory once it grows no more; 10 s each.")
 @click.option("--members", default=1000, show_default=True, help="Of the large smooth load.")
+@click.option("--keys", is_flag=True, help="Measure saturation and connections with CURVE too.")
+@click.option("--knocks", default=500, show_default=True, help="Connections made at once, with --keys.")
 def main(
-    *, as_json: bool, rounds: int, beats: int, windows: int, window_s: float, seasoned: bool, members: int
+    *,
+    as_json: bool,
+    rounds: int,
+    beats: int,
+    windows: int,
+    window_s: float,
+    seasoned: bool,
+    members: int,
+    keys: bool,
+    knocks: int,
 ) -> None:
     """What heartbeats cost the lighthouse."""
     report = new_report("ingest")
     report_saturation(report, rounds, beats)
-    report_load(report, [(max(1, members // SMALL_SHARE), 5), (members, 20)], windows, window_s, seasoned)
+    if keys:
+        report_keys(report, rounds, beats, knocks)
+    sizes = [(max(1, members // SMALL_SHARE), 5), (members, 20)]
+    report_loads(report, sizes, Windows(windows, window_s, seasoned))
     report.show(as_json)
 
 

@@ -27,8 +27,7 @@ import signal
 import time
 import zlib
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 import numpy as np
@@ -143,13 +142,13 @@ class Model:
 class Journal:
     """What happened when, as JSON lines for a program that watches; ``at`` is monotonic seconds."""
 
-    def __init__(self, path: Path | None) -> None:
-        # Unbuffered: two threads write, and what was written must be there after a kill -9.
-        self._file = path.open("ab", buffering=0) if path else None
+    def __init__(self, file: BinaryIO | None) -> None:
+        self._file = file
 
     def write(self, event: str, **facts: Any) -> None:
         if self._file:
             self._file.write(json.dumps({"at": time.monotonic(), "event": event, **facts}).encode() + b"\n")
+            self._file.flush()  # what was written must be there after a kill -9
 
     def step(self, manager: Manager, committed: bool) -> None:
         quorum = manager.state_dict()["committed_in"]
@@ -162,33 +161,46 @@ class Journal:
 @click.command()
 @click.option("--steps", default=2000, show_default=True, help="How many steps to train.")
 @click.option(
-    "--step-time-ms", default=10.0, show_default=True, help="Idle time a step, as of a larger model."
+    "--step-time-ms",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Idle time a step, as of a larger model.",
 )
 @click.option("--min-replicas", default=1, show_default=True, help="Fewer than this commit no step.")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds a collective may take.")
-@click.option("--seed", default=None, type=int, help="Of the first weights; healing makes them alike anyway.")
 @click.option(
-    "--journal",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Write what happens to this file as JSON lines.",
+    "--timeout",
+    type=click.IntRange(1, 1_000_000),
+    default=60,
+    show_default=True,
+    help="Seconds a collective may take.",
 )
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Of the first weights; healing makes them alike anyway."
+)
+@click.option("--journal", type=click.File("ab"), help="Write what happens to this file as JSON lines.")
 def main(
-    *, steps: int, step_time_ms: float, min_replicas: int, timeout: float, seed: int | None, path: Path | None
+    *,
+    steps: int,
+    step_time_ms: int,
+    min_replicas: int,
+    timeout: int,
+    seed: int | None,
+    journal: BinaryIO | None,
 ) -> None:
     """Train a classifier of handwritten digits together with the other replicas."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    model, journal = Model(seed), Journal(path)
+    model, diary = Model(seed), Journal(journal)
     try:
         manager = Manager(  # 4: join, and say how to take over and give out the weights
-            pg=RingProcessGroup(timeout=timedelta(seconds=timeout)),
+            pg=RingProcessGroup(),
             load_state_dict=model.load,
             state_dict=lambda: model.weights,
             min_replica_size=min_replicas,
             timeout=timedelta(seconds=timeout),
         )
-        manager.on_failure(journal.told)
-        train(manager, model, steps, step_time_ms / 1000, journal)
+        manager.on_failure(diary.told)
+        train(manager, model, steps, step_time_ms / 1000, diary)
         manager.shutdown()  # 5: leave, so that nobody waits
     except ProcGuardError as error:
         raise click.ClickException(str(error)) from None

@@ -78,6 +78,7 @@ class LighthouseConfig(BaseModel):
 
     bind: Annotated[str, AfterValidator(_bind_address)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=PORT_MAX)] = LIGHTHOUSE_PORT  # notices use the port after it
+    keys: Annotated[Path | None, BeforeValidator(_directory)] = None
     insecure: bool = False
     min_replicas: Annotated[int, Field(ge=1, le=REPLICAS_MAX)] = 1
     heartbeat_interval_ms: Milliseconds = 100
@@ -124,12 +125,13 @@ def _broken_relations(config: LighthouseConfig) -> Iterator[_Broken]:
             "the grace after a lost connection must end before the timeout, or it has no effect; "
             f"lower it below {timeout}",
         )
-    if not config.insecure and not ipaddress.ip_address(config.bind).is_loopback:
+    if config.keys is None and not config.insecure and not ipaddress.ip_address(config.bind).is_loopback:
         yield _Broken(
             ("bind", "insecure"),
-            "other machines could reach the lighthouse, and it asks nobody for a key; say with --insecure "
+            "other machines could reach the lighthouse, and it asks nobody for a key; make keys with "
+            "`procguard keys new DIR --members a b c` and name them with --keys DIR; or say with --insecure "
             "(in YAML insecure: true, as a variable PROCGUARD_LIGHTHOUSE_INSECURE=1) that the network is "
-            "trusted, or bind 127.0.0.1",
+            "trusted; or bind 127.0.0.1",
         )
 
 

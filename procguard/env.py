@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 from procguard.errors import ConfigError, UsageError
@@ -118,6 +119,13 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_path(text: str) -> Path:
+    """A file or a directory; a leading ``~`` is the home directory."""
+    if "\0" in text:
+        raise UsageError(f"{_shown(text)} is not a path")
+    return Path(os.path.expanduser(text))
+
+
 def parse_seconds(text: str) -> timedelta:
     """A time span in seconds, such as ``60`` or ``0.5``."""
     try:
@@ -163,6 +171,12 @@ def _find(name: str, environ: Mapping[str, str] = os.environ) -> Found | None:
     return None
 
 
+def found_in(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The variable that says what ``name`` is to say: itself or, where only that is set, its twin."""
+    found = _find(name, environ)
+    return found.name if found else name
+
+
 @dataclass(frozen=True, slots=True)
 class Variable:
     """A variable and the reading of its text; ``parse`` raises ``UsageError`` on what it cannot read."""
@@ -197,6 +211,7 @@ class TrainerSettings:
     connect_timeout: timedelta | None = _variable("PROCGUARD_CONNECT_TIMEOUT_SEC", parse_seconds)
     progress_timeout: timedelta | None = _variable("PROCGUARD_PROGRESS_TIMEOUT_SEC", parse_seconds)
     quorum_retries: int | None = _variable("PROCGUARD_QUORUM_RETRIES", integer_parser(0))
+    keys: Path | None = _variable("PROCGUARD_KEYS", parse_path)
     manager_port: int | None = _variable("PROCGUARD_MANAGER_PORT", integer_parser(0, PORT_MAX))
 
     replica_id: str | None = _variable("REPLICA_ID", parse_name)

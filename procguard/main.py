@@ -29,6 +29,8 @@ DOORS = {
     "demo": Door(
         "procguard.demo.command", "demo", "Kill replicas of a small training job and watch it go on."
     ),
+    "keys": Door("procguard.keys", "keys", "Make, list and revoke keys of lighthouse and members."),
+    "kill": Door("procguard.kill", "kill", "As an operator, end the life of a replica."),
     "status": Door("procguard.status", "status", "Show members, quorum and last notices of a lighthouse."),
 }
 

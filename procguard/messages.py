@@ -91,6 +91,7 @@ class CauseKind(IntEnum):
     STALLED = 6
     SUPERSEDED = 7
     LOST_IN_RESTART = 8
+    OPERATOR = 9
 
 
 _IN_WORDS = {
@@ -103,6 +104,7 @@ _IN_WORDS = {
     CauseKind.STALLED: "no progress",
     CauseKind.SUPERSEDED: "superseded by a new process",
     CauseKind.LOST_IN_RESTART: "did not come back after the lighthouse restarted",
+    CauseKind.OPERATOR: "ended by an operator",
 }
 
 
@@ -263,6 +265,14 @@ class AnswerWanted(NamedTuple):
     round: int
 
 
+class Kill(NamedTuple):
+    """An operator ends an incarnation, and no later one if it is said again. From others it is refused."""
+
+    job_id: Name
+    replica_id: Name
+    incarnation: Incarnation
+
+
 class SnapshotRequest(NamedTuple):
     job_id: Annotated[str, Size(0, 255)]
     """Empty: every job."""
@@ -370,6 +380,21 @@ class Ack(NamedTuple):
     token: Annotated[bytes, Size(0, 16)]
 
 
+class KillResult(IntEnum):
+    DONE = 0
+    """Or over already, by whatever cause."""
+    NOT_ALLOWED = 1
+    UNKNOWN = 2
+
+
+class Killed(NamedTuple):
+    """What came of a Kill; told once all listeners have been."""
+
+    replica_id: Name
+    incarnation: Incarnation
+    result: KillResult
+
+
 class Notice(NamedTuple):
     """One incarnation of a member is over."""
 
@@ -467,7 +492,16 @@ class Snapshot(NamedTuple):
 
 
 FromMember = (
-    Hello | Heartbeat | QuorumRequest | Leave | Obituary | Resync | SnapshotRequest | Lookup | AnswerWanted
+    Hello
+    | Heartbeat
+    | QuorumRequest
+    | Leave
+    | Obituary
+    | Resync
+    | SnapshotRequest
+    | Lookup
+    | AnswerWanted
+    | Kill
 )
 FromLighthouse = (
     Welcome
@@ -482,6 +516,7 @@ FromLighthouse = (
     | NoticeBatch
     | Beacon
     | LookedUp
+    | Killed
 )
 Message = FromMember | FromLighthouse
 
@@ -495,6 +530,7 @@ KINDS: dict[int, type[Message]] = {
     7: SnapshotRequest,
     8: Lookup,
     9: AnswerWanted,
+    10: Kill,
     32: Welcome,
     33: Rejected,
     34: Rejoin,
@@ -507,6 +543,7 @@ KINDS: dict[int, type[Message]] = {
     41: NoticeBatch,
     42: Beacon,
     43: LookedUp,
+    44: Killed,
 }  # fmt: skip
 """Numbers on the wire. One is never given a second meaning within a protocol version."""
 

@@ -13,14 +13,27 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_key_files import find_person, read_member
+from procguard.adapters.zmq_keys import VARIABLE as KEYS_VARIABLE
+from procguard.adapters.zmq_keys import MemberKeys
 from procguard.codec import decode, encode
-from procguard.env import LIGHTHOUSE_PORT, Address, Variable, parse_address, parse_name, parse_seconds
-from procguard.errors import LighthouseError, LighthouseUnreachable, ProtocolError, UsageError
+from procguard.env import (
+    LIGHTHOUSE_PORT,
+    Address,
+    Variable,
+    found_in,
+    parse_address,
+    parse_name,
+    parse_path,
+    parse_seconds,
+)
+from procguard.errors import ConfigError, LighthouseError, LighthouseUnreachable, ProtocolError, UsageError
 from procguard.lighthouse.log_lines import printable
 from procguard.messages import (
     Cause,
@@ -49,20 +62,35 @@ PATIENCE_S = 1.0
 
 
 class Target(NamedTuple):
-    """The lighthouse that is asked, and who said so."""
+    """The lighthouse that is asked, who said so, and the key to ask with."""
 
     address: Address
     origin: str
+    keys: MemberKeys | None = None
 
 
-def find(flag: str | None) -> Target:
-    """The address by ``--lighthouse``, or else by variable, or else the default. Raises ``UsageError``."""
+def find(flag: str | None, keys: str | None = None) -> Target:
+    """The address by ``--lighthouse``, or else by variable, or else the default; the key by ``--keys`` or by
+    variable. Raises ``UsageError``."""
+    person = _keys(keys)
     if flag:
-        return Target(_parsed("--lighthouse", parse_address, flag), "from --lighthouse")
+        return Target(parsed("--lighthouse", parse_address, flag), "from --lighthouse", person)
     named = Variable(VARIABLE, parse_address).read(os.environ)
     if isinstance(named, Address):
-        return Target(named, f"from {VARIABLE}")
-    return Target(Address("localhost", LIGHTHOUSE_PORT), f"the default, as {VARIABLE} is not set")
+        return Target(named, f"from {found_in(VARIABLE)}", person)
+    default = Address("localhost", LIGHTHOUSE_PORT)
+    return Target(default, f"the default, as {VARIABLE} is not set", person)
+
+
+def _keys(flag: str | None) -> MemberKeys | None:
+    origin = "--keys" if flag else KEYS_VARIABLE
+    path = parsed(origin, parse_path, flag) if flag else Variable(KEYS_VARIABLE, parse_path).read(os.environ)
+    if not isinstance(path, Path):
+        return None
+    try:
+        return read_member(find_person(path))
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
@@ -73,7 +101,7 @@ def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
         LighthouseError: an answer, but none that this version understands.
     """
     address = target.address
-    with closing(ZmqMemberTransport(address.host, address.port)) as transport:
+    with closing(ZmqMemberTransport(address.host, address.port, target.keys)) as transport:
         until = time.monotonic() + timeout_s
         while (left_s := until - time.monotonic()) > 0:
             transport.send(encode(SnapshotRequest(job_id)))
@@ -81,6 +109,9 @@ def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
             for frame in transport.receive(count_max=1):
                 return _snapshot_in(frame, address)
             transport.reconnect()  # the other of a name's addresses, perhaps
+        refused = transport.explain()
+    if refused:
+        raise LighthouseUnreachable(f"No answer from {address} ({target.origin}): {refused}")
     raise LighthouseUnreachable(
         f"No lighthouse answered at {address} ({target.origin}) within {timeout_s:g} s. "
         "Is procguard-lighthouse running there, on this port? If on another machine, was it started with "
@@ -139,8 +170,8 @@ _NUMBERS = (2, 3, 4)
 """Columns of the members' table that are aligned to the right."""
 
 
-def as_text(snapshot: Snapshot, address: Address) -> str:
-    """What a person wants to see of it."""
+def as_text(snapshot: Snapshot, address: Address, job_id: str = "") -> str:
+    """What a person wants to see of it, having asked for this job, or for all."""
     settings = snapshot.settings
     lines = [
         f"Lighthouse {address}: up for {_span(snapshot.uptime_s)}, epoch {snapshot.epoch}, heartbeat every "
@@ -148,7 +179,9 @@ def as_text(snapshot: Snapshot, address: Address) -> str:
     ]
     for job in snapshot.jobs:
         lines += ["", *_job_lines(job)]
-    if not snapshot.jobs:
+    if job_id and not snapshot.jobs:
+        lines += ["", f"No job {job_id!r} here; `procguard status` without --job shows those there are"]
+    elif not snapshot.jobs:
         lines += ["", f"No replicas. In each trainer: export {VARIABLE}={address}"]
     if snapshot.counters:
         lines += [
@@ -238,25 +271,47 @@ def _span(seconds: float) -> str:
 # --- the command
 
 
+keys_option = click.option(
+    "--keys", metavar="PATH", help=f"Key file, or directory of them, to ask with.  [default: {KEYS_VARIABLE}]"
+)
+timeout_option = click.option(
+    "--timeout", default="5", metavar="SECONDS", help="How long to wait for an answer.  [default: 5]"
+)
+
+
+def timeout_of(text: str) -> float:
+    """Seconds. Raises ``UsageError``."""
+    return parsed("--timeout", parse_seconds, text).total_seconds()
+
+
+def parsed(flag: str, parse: Callable[[str], T], text: str) -> T:
+    """What a flag says; ``UsageError`` names the flag."""
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
+
+
 @click.command()
 @click.option("--lighthouse", metavar="ADDRESS", help=f"host:port  [default: {VARIABLE}, or localhost:29510]")
 @click.option("--job", default="", metavar="ID", help="Only this job.")
 @click.option("--watch", is_flag=True, help="Every second, until Ctrl-C.")
 @click.option("--json", "json_wanted", is_flag=True, help="One JSON object; with --watch one a line.")
-@click.option(
-    "--timeout", default="5", metavar="SECONDS", help="How long to wait for an answer.  [default: 5]"
-)
-def status(lighthouse: str | None, job: str, watch: bool, json_wanted: bool, timeout: str) -> None:
+@keys_option
+@timeout_option
+def status(
+    *, lighthouse: str | None, job: str, watch: bool, json_wanted: bool, keys: str | None, timeout: str
+) -> None:
     """Show members, quorum and last notices of a lighthouse."""
-    target = find(lighthouse)
-    job_id = _parsed("--job", parse_name, job) if job else ""
-    timeout_s = _parsed("--timeout", parse_seconds, timeout).total_seconds()
+    target = find(lighthouse, keys)
+    job_id = parsed("--job", parse_name, job) if job else ""
+    timeout_s = timeout_of(timeout)
 
     def shown() -> str:
         snapshot = ask(target, job_id, timeout_s)
         if json_wanted:
             return json.dumps(as_json(snapshot), indent=None if watch else 2)
-        return as_text(snapshot, target.address)
+        return as_text(snapshot, target.address, job_id)
 
     if watch:
         with suppress(KeyboardInterrupt):
@@ -277,10 +332,3 @@ def _watch(shown: Callable[[], str], redraw: bool) -> None:
                 click.clear()
             click.echo(text)
         time.sleep(WATCH_INTERVAL_S)
-
-
-def _parsed(flag: str, parse: Callable[[str], T], text: str) -> T:
-    try:
-        return parse(text)
-    except UsageError as error:
-        raise UsageError(f"{flag}: {error}") from None

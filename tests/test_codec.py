@@ -238,7 +238,7 @@ def test_another_version(version):
     assert text.endswith("this side speaks 1")
 
 
-@pytest.mark.parametrize("kind", [0, 10, 31, 44, -2, 1 << 63, True, 2.0, "2", None, b"\2", [2], {"a": 1}])
+@pytest.mark.parametrize("kind", [0, 11, 31, 45, -2, 1 << 63, True, 2.0, "2", None, b"\2", [2], {"a": 1}])
 def test_an_unknown_kind(kind):
     assert refused(packed(PROTOCOL_VERSION, kind, *HEARTBEAT)).startswith("unknown message kind ")
 

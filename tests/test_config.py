@@ -72,6 +72,7 @@ def test_a_variable_for_every_key() -> None:
     environ = {
         "PROCGUARD_LIGHTHOUSE_BIND": "0.0.0.0",
         "PROCGUARD_LIGHTHOUSE_PORT": "0",
+        "PROCGUARD_LIGHTHOUSE_KEYS": "/etc/keys",
         "PROCGUARD_LIGHTHOUSE_INSECURE": "yes",
         "PROCGUARD_LIGHTHOUSE_MIN_REPLICAS": "2",
         "PROCGUARD_LIGHTHOUSE_HEARTBEAT_INTERVAL_MS": "10",
@@ -86,6 +87,7 @@ def test_a_variable_for_every_key() -> None:
     assert load_lighthouse_config(environ=environ) == LighthouseConfig(
         bind="0.0.0.0",
         port=0,
+        keys=Path("/etc/keys"),
         insecure=True,
         min_replicas=2,
         heartbeat_interval_ms=10,
@@ -158,7 +160,7 @@ def test_an_unknown_key_is_told_the_nearest_known_one(write_yaml: WriteYaml) -> 
 
 def test_an_unknown_key_like_no_other_is_told_all(write_yaml: WriteYaml) -> None:
     problem = problem_of(write_yaml("zebra: 1\n"))
-    assert "the keys are bind, port, insecure, min_replicas" in problem
+    assert "the keys are bind, port, keys, insecure, min_replicas" in problem
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -132,6 +133,7 @@ def test_every_variable_is_read_into_its_setting() -> None:
         "PROCGUARD_PROGRESS_TIMEOUT_SEC": "0.001",
         "PROCGUARD_QUORUM_RETRIES": "0",
         "PROCGUARD_MANAGER_PORT": "65535",
+        "PROCGUARD_KEYS": "/keys/a.key",
         "REPLICA_ID": "replica-3",
         "REPLICA_GROUP_ID": "3",
         "NUM_REPLICA_GROUPS": "4",
@@ -152,6 +154,7 @@ def test_every_variable_is_read_into_its_setting() -> None:
         progress_timeout=timedelta(milliseconds=1),
         quorum_retries=0,
         manager_port=65535,
+        keys=Path("/keys/a.key"),
         replica_id="replica-3",
         replica_group_id=3,
         num_replica_groups=4,
@@ -199,6 +202,7 @@ def test_the_twin_is_read_when_ours_is_unset(ours: dict[str, str]) -> None:
         ("TORCHFT_PROGRESS_TIMEOUT_SEC", "4", "progress_timeout", timedelta(seconds=4)),
         ("TORCHFT_QUORUM_RETRIES", "5", "quorum_retries", 5),
         ("TORCHFT_MANAGER_PORT", "6", "manager_port", 6),
+        ("TORCHFT_KEYS", "keys", "keys", Path("keys")),
     ],
 )
 def test_every_twin_is_read(twin: str, text: str, setting: str, value: object) -> None:
@@ -211,7 +215,8 @@ def test_no_variable_of_ours_is_without_its_twin() -> None:
     ours = [entry.metadata["variable"].name for entry in fields(TrainerSettings)]
     twins = {name.replace("PROCGUARD_", "TORCHFT_"): "?" for name in ours if name.startswith("PROCGUARD_")}
     assert {line.split(":")[0] for line in problem_of(**twins).splitlines()} == set(twins) - {
-        "TORCHFT_JOB_ID"  # any text is one
+        "TORCHFT_JOB_ID",  # any text is one
+        "TORCHFT_KEYS",  # the same
     }
 
 
@@ -284,3 +289,8 @@ def test_the_variables_that_kubernetes_sets_for_a_service_are_not_ours() -> None
         "PROCGUARD_LIGHTHOUSE_SERVICE_HOST": "10.0.0.11",
     }
     assert find_lighthouse_variables(["port", "bind"], environ) == {}
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert TrainerSettings.read({"PROCGUARD_KEYS": "~/keys/a.key"}).keys == Path("/home/ann/keys/a.key")

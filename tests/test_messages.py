@@ -50,6 +50,7 @@ def test_numbers_on_the_wire_are_never_given_away():
         7: "SnapshotRequest",
         8: "Lookup",
         9: "AnswerWanted",
+        10: "Kill",
         32: "Welcome",
         33: "Rejected",
         34: "Rejoin",
@@ -62,6 +63,7 @@ def test_numbers_on_the_wire_are_never_given_away():
         41: "NoticeBatch",
         42: "Beacon",
         43: "LookedUp",
+        44: "Killed",
     }
 
 

@@ -118,6 +118,13 @@ def test_an_empty_lighthouse_says_how_to_fill_it() -> None:
     ]
 
 
+def test_a_job_that_is_not_there_is_named() -> None:
+    text = as_text(SNAPSHOT._replace(jobs=(), counters=()), ADDRESS, "other")
+    assert text.splitlines()[2:] == [
+        "No job 'other' here; `procguard status` without --job shows those there are"
+    ]
+
+
 def test_a_name_cannot_steer_the_terminal() -> None:
     member = MEMBERS[0]._replace(replica_id="\x1b[31mred\n")
     text = as_text(SNAPSHOT._replace(jobs=(JOB._replace(members=(member,)),)), ADDRESS)

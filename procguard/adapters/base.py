@@ -28,6 +28,14 @@ class Frame(NamedTuple):
     payload: bytes
 
 
+class OperatorFrame(NamedTuple):
+    """Bytes from a connection that has proved to hold this operator's key."""
+
+    peer: bytes
+    payload: bytes
+    operator: str
+
+
 class Subscribed(NamedTuple):
     """The first connection subscribed to this topic."""
 
@@ -46,7 +54,22 @@ class HandshakeFailed(NamedTuple):
     text: str
 
 
-Inbound = Frame | Subscribed | Unsubscribed | HandshakeFailed
+class KeyRefused(NamedTuple):
+    """Something with a key that is not, or no longer, on the allow-list, and was not listened to."""
+
+    counter: str
+    """What kind of thing is counted."""
+    text: str
+    """Who it was, for one line in a log."""
+
+
+class KeysRead(NamedTuple):
+    """The allow-list has changed; ``text`` says how, or what was wrong with it."""
+
+    text: str
+
+
+Inbound = Frame | OperatorFrame | Subscribed | Unsubscribed | HandshakeFailed | KeyRefused | KeysRead
 
 
 class LighthouseTransport(Protocol):
@@ -67,7 +90,10 @@ class LighthouseTransport(Protocol):
         ...
 
     def drain(self, count_max: int) -> list[Inbound]:
-        """What has arrived, oldest first for each connection, at most ``count_max``. Never blocks."""
+        """What has arrived, oldest first for each connection, at most ``count_max``. Never blocks.
+
+        With keys this also is where newcomers are let in.
+        """
         ...
 
     def send(self, peer: bytes, frame: bytes) -> bool:
@@ -142,6 +168,10 @@ class MemberTransport(Protocol):
 
     def notices(self, count_max: int) -> list[bytes]:
         """Published frames, topic included, oldest first. Never blocks."""
+        ...
+
+    def explain(self) -> str:
+        """Why nobody answers, should it be for want of the right key; else empty. May take a second."""
         ...
 
     def close(self) -> None:

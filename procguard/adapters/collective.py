@@ -42,10 +42,10 @@ class RingWork:
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Block until the result is in the buffers, and return True; else raise what ended it.
 
-        Longer than ``timeout`` (None: the group's own) is a ``CollectiveTimeout`` that ends the quorum: a
-        rank that has given up one collective is out of step with its peers.
+        Longer than ``timeout`` (None: as long as any collective may take) is a ``CollectiveTimeout`` that
+        ends the quorum: a rank that has given up one collective is out of step with its peers.
         """
-        timeout_s = self._group._timeout_s if timeout is None else max(timeout.total_seconds(), 0)
+        timeout_s = self._quorum.timeout_s if timeout is None else max(timeout.total_seconds(), 0)
         self._group._await(self._future, self._quorum, "allreduce", timeout_s)
         return True
 
@@ -58,15 +58,14 @@ class RingWork:
 class RingProcessGroup:
     """All-reduce of numpy arrays (float16/32/64, int32/64) in a TCP ring that any thread can abort.
 
-    ``timeout`` bounds each collective; ``host`` is the name or address at which the peers reach this machine
+    ``timeout`` bounds each collective, None: as ``configure`` is bounded, so that a Manager's own ``timeout``
+    holds for both; ``host`` is the name or address at which the peers reach this machine
     (see ``advertise``); ``port`` is listened to on all addresses, 0 takes a free one. Quorum ids grow, and
     each is configured once. In a forked child the group is inert.
     """
 
-    def __init__(
-        self, timeout: timedelta = timedelta(seconds=60), host: str | None = None, port: int = 0
-    ) -> None:
-        self._timeout_s = _seconds(timeout)
+    def __init__(self, timeout: timedelta | None = None, host: str | None = None, port: int = 0) -> None:
+        self._timeout_s = None if timeout is None else _seconds(timeout)
         self.advertise("127.0.0.1" if host is None else host)
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -76,7 +75,7 @@ class RingProcessGroup:
         self._is_shut_down = False
         listener = open_listener(port)
         self._port: int = listener.getsockname()[1]
-        self._worker = Worker(listener, lambda: self._quorum, self._timeout_s)
+        self._worker = Worker(listener, lambda: self._quorum)
 
     def handle(self) -> str:
         """``host:port`` (``[host]:port`` for IPv6), for the peers' ``configure``."""
@@ -97,13 +96,14 @@ class RingProcessGroup:
         """
         place, timeout_s = _place(handles, rank, quorum_id), _seconds(timeout)
         self._check_not_inherited()
+        collective_timeout_s = timeout_s if self._timeout_s is None else self._timeout_s
         with self._lock:
             if self._is_shut_down:
                 raise UsageError("this process group was shut down; make a new one")
             previous = self._quorum
             if previous is not None and quorum_id <= previous.place.quorum_id:
                 raise _not_later(previous, quorum_id)
-            quorum = self._quorum = Quorum(place, self._worker.wake)
+            quorum = self._quorum = Quorum(place, self._worker.wake, collective_timeout_s)
             is_aborted = quorum_id in self._aborted or quorum_id <= self._aborted_up_to
             self._aborted = {aborted for aborted in self._aborted if aborted > quorum_id}
         if previous is not None:

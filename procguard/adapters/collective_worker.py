@@ -41,8 +41,10 @@ class Task:
 class Quorum:
     """One configured quorum: its tasks in call order, and the error that ended it."""
 
-    def __init__(self, place: Place, wake: Callable[[], None]) -> None:
+    def __init__(self, place: Place, wake: Callable[[], None], timeout_s: float) -> None:
         self.place = place
+        self.timeout_s = timeout_s
+        """Bounds each collective."""
         self.forming = Task()
         self.error: CollectiveError | None = None  # once it is set there are no tasks any more
         self._tasks: deque[Task] = deque([self.forming])
@@ -96,11 +98,8 @@ def _fresh(error: CollectiveError) -> CollectiveError:
 class Worker:
     """The I/O thread: forms the ring of the present quorum and runs its collectives one by one."""
 
-    def __init__(
-        self, listener: socket.socket, present: Callable[[], Quorum | None], timeout_s: float
-    ) -> None:
+    def __init__(self, listener: socket.socket, present: Callable[[], Quorum | None]) -> None:
         self._present = present
-        self._timeout_s = timeout_s
         self._wake_receiver, self._wake_sender = (own(sock) for sock in socket.socketpair())
         self._rendezvous = Rendezvous(listener, self._wake_receiver)
         self._quorum: Quorum | None = None  # the one being worked for; lags behind the present one
@@ -177,7 +176,7 @@ class Worker:
     def _reduce(self, quorum: Quorum, task: Task, payload: Payload) -> None:
         self._sequence += 1
         if self._ring is not None:
-            self._ring.allreduce(payload, self._sequence, self._timeout_s)
+            self._ring.allreduce(payload, self._sequence, quorum.timeout_s)
         if not quorum.claim(task):
             return
         try:

@@ -179,6 +179,10 @@ class MemoryMember:
     def notices(self, count_max: int) -> list[bytes]:
         return _take(self._notices, count_max)
 
+    def explain(self) -> str:
+        """There are no keys here."""
+        return ""
+
     def close(self) -> None:
         self._line_up = False
         self._disconnect()

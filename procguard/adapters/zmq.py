@@ -11,9 +11,14 @@ What a peer can do, and what comes of it:
   frames under a chosen one are dropped here: an id that libzmq gave is 5 bytes and begins with a zero.
 - Send several parts where one is expected. They are dropped, each counting as a frame against the bound
   of the drain, and the next message starts where it should. What libzmq holds of an unfinished one has no
-  bound; whoever can connect is trusted that far.
+  bound; whoever can connect is trusted that far. With keys that is members only: before a handshake is over,
+  libzmq takes commands one by one, and keeps none.
 - End a topic that others hold, by unsubscribing what it never subscribed. It must know the topic, which of
   a listener's own topic nobody else does.
+
+With keys all is encrypted, and only listed keys come in (``zmq_doorkeeper``). That is judged once, at the
+handshake; so each frame is held against the list as it is now. What libzmq knows of its sender costs a third
+of a microsecond to ask, hence the peers known to be plain members are remembered until the list changes.
 
 Not for two threads at once, ``wake`` excepted. After a fork the child may close or forget its copy, which
 does nothing, and must not use it.
@@ -24,14 +29,26 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import zmq
 
-from procguard.adapters.base import Frame, HandshakeFailed, Inbound, Subscribed, Unsubscribed
-from procguard.adapters.zmq_handshakes import Handshakes, watch_handshakes
+from procguard.adapters.base import (
+    Frame,
+    HandshakeFailed,
+    Inbound,
+    KeyRefused,
+    KeysRead,
+    OperatorFrame,
+    Subscribed,
+    Unsubscribed,
+)
+from procguard.adapters.zmq_doorkeeper import Doorkeeper
+from procguard.adapters.zmq_handshakes import Handshakes, watch_handshakes, why_refused
+from procguard.adapters.zmq_keys import OPERATOR, MemberKeys, ServerKeys, fingerprint
 from procguard.adapters.zmq_sockets import (
     CLIENT,
     PORT_MAX,
@@ -44,12 +61,16 @@ from procguard.adapters.zmq_sockets import (
     milliseconds,
     open_socket,
     raise_open_files_limit,
+    server_context,
 )
 from procguard.errors import UsageError
 from procguard.messages import ANSWER_BYTES_MAX, FRAME_BYTES_MAX
 
 ROUTING_ID_BYTES = 5
 WAKES_MAX = 4096
+LIST_INTERVAL_S = 1.0
+"""Between two looks at whether the allow-list has changed."""
+PEERS_KNOWN_MAX = 100_000
 
 # As plain ints: an enum argument costs each call a fifth more.
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -63,18 +84,23 @@ class ZmqLighthouseTransport:
     Args:
         bind: an address of this machine, ``*`` for all, or a name or an interface that stands for one.
         port: 0 takes two free ports, not always neighbours.
+        keys: None: whoever reaches the ports is let in.
 
     Raises:
         UsageError: a port is in use, or the address is not of this machine.
     """
 
-    def __init__(self, bind: str, port: int) -> None:
+    def __init__(self, bind: str, port: int, keys: ServerKeys | None = None) -> None:
         raise_open_files_limit()
         self._process = os.getpid()
         self._closed = False
-        self._context: Context = zmq.Context(io_threads=1)
-        self._router = open_socket(self._context, zmq.ROUTER, ROUTER)
-        self._xpub = open_socket(self._context, zmq.XPUB, XPUB)
+        self._context = server_context()
+        self._doorkeeper = Doorkeeper(self._context, keys.allowed) if keys else None
+        self._plain_members: set[bytes] = set()
+        self._list_seen_at = time.monotonic()
+        locks = keys.server_options() if keys else None
+        self._router = open_socket(self._context, zmq.ROUTER, ROUTER, locks)
+        self._xpub = open_socket(self._context, zmq.XPUB, XPUB, locks)
         self._monitor = watch_handshakes(self._context, self._router)
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
@@ -85,7 +111,7 @@ class ZmqLighthouseTransport:
         except UsageError:
             self.close()
             raise
-        self._handshakes = Handshakes(self._port, self._notice_port)
+        self._handshakes = Handshakes(self._port, self._notice_port, with_keys=keys is not None)
         self._in_parts = False
         self._sources: deque[tuple[Socket, Callable[[list[Inbound], int], None]]] = deque(
             [
@@ -97,6 +123,9 @@ class ZmqLighthouseTransport:
         self._poller = zmq.Poller()
         for source in (self._router, self._xpub, self._monitor, self._woken.fileno()):
             self._poller.register(source, zmq.POLLIN)
+        if self._doorkeeper:
+            self._poller.register(self._doorkeeper.socket, zmq.POLLIN)
+            self._sources.append((self._doorkeeper.socket, self._take_knocks))
 
     @property
     def port(self) -> int:
@@ -113,6 +142,8 @@ class ZmqLighthouseTransport:
 
     def drain(self, count_max: int) -> list[Inbound]:
         arrived: list[Inbound] = []
+        if self._doorkeeper:
+            self._look_at_list(self._doorkeeper, arrived)
         for source, take in self._sources:
             if int(source.get(_EVENTS)) & _POLLIN:  # a sixth of an empty one's exception
                 take(arrived, count_max)
@@ -130,8 +161,44 @@ class ZmqLighthouseTransport:
                 payload = recv(_NOBLOCK, False)
                 if payload.more:
                     self._in_parts = True
-                elif peer[0] == 0 and len(peer) == ROUTING_ID_BYTES:
+                elif peer[0] != 0 or len(peer) != ROUTING_ID_BYTES:
+                    continue  # chosen by the peer
+                elif self._doorkeeper is None or peer in self._plain_members:
                     add(Frame(peer, payload.bytes))
+                else:
+                    add(self._judged(self._doorkeeper, peer, payload))
+
+    def _judged(self, doorkeeper: Doorkeeper, peer: bytes, payload: zmq.Frame) -> Inbound:
+        """A frame of one who is no plain member as far as we know."""
+        public = str(payload.get("User-Id"))
+        listed = doorkeeper.find(public)
+        if listed is None:
+            text = f"what key {fingerprint(public)} says is not listened to: it was revoked"
+            return KeyRefused("frames of revoked keys", text)
+        if listed.role == OPERATOR:
+            return OperatorFrame(peer, payload.bytes, listed.name)
+        if len(self._plain_members) >= PEERS_KNOWN_MAX:
+            self._plain_members.clear()
+        self._plain_members.add(peer)
+        return Frame(peer, payload.bytes)
+
+    def _look_at_list(self, doorkeeper: Doorkeeper, arrived: list[Inbound]) -> None:
+        now = time.monotonic()
+        if now - self._list_seen_at >= LIST_INTERVAL_S:
+            self._list_seen_at = now
+            doorkeeper.look()
+        if doorkeeper.news:
+            arrived.append(KeysRead(doorkeeper.news))
+            doorkeeper.news = ""
+            self._plain_members.clear()
+
+    def _take_knocks(self, arrived: list[Inbound], count_max: int) -> None:
+        assert self._doorkeeper is not None
+        for key, address in self._doorkeeper.serve(count_max - len(arrived)):
+            text = f"key {key} from {address} was turned away: it is not listed, or was revoked"
+            arrived.append(KeyRefused("refused keys", text))
+        if self._doorkeeper.news:
+            self._look_at_list(self._doorkeeper, arrived)
 
     def _take_subscriptions(self, arrived: list[Inbound], count_max: int) -> None:
         with suppress(zmq.Again):
@@ -177,6 +244,8 @@ class ZmqLighthouseTransport:
         self._monitor.close(linger=0)
         self._router.close()
         self._xpub.close()
+        if self._doorkeeper:
+            self._doorkeeper.close()
         self._context.term()
         self._waker.close()
         self._woken.close()
@@ -191,15 +260,19 @@ class ZmqMemberTransport:
     listen on the other ("localhost" is the usual case). So a name means IPv4 at first, and after a
     connection on which nothing was heard ``reconnect`` goes over to the other.
 
+    Args:
+        keys: None: to a lighthouse that asks for none.
+
     Raises:
         UsageError: ``host`` or ``port`` cannot be one. What cannot be resolved or reached is tried again.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, keys: MemberKeys | None = None) -> None:
         self._process = os.getpid()
         self._closed = False
         self._host = host.strip("[]")
         self._port = port
+        self._keys = keys
         self._ipv6 = ":" in self._host
         self._heard = False
         self._sub: Socket | None = None
@@ -261,6 +334,9 @@ class ZmqMemberTransport:
     def notices(self, count_max: int) -> list[bytes]:
         return [] if self._sub is None else _single_parts(self._sub, count_max)
 
+    def explain(self) -> str:
+        return why_refused(self._host, self._port, self._keys)
+
     def close(self) -> None:
         if self._closed or self._process != os.getpid():
             return
@@ -286,7 +362,8 @@ class ZmqMemberTransport:
         return poller
 
     def _connect(self, kind: int, port: int) -> Socket:
-        opened = open_socket(self._context, kind, CLIENT | {zmq.IPV6: int(self._ipv6)})
+        keys = self._keys.client_options() if self._keys else None
+        opened = open_socket(self._context, kind, CLIENT | {zmq.IPV6: int(self._ipv6)}, keys)
         with suppress(zmq.ZMQError):
             if self._host and 0 < port <= PORT_MAX:  # libzmq would try a host without a name for ever
                 opened.connect(endpoint(self._host, port))

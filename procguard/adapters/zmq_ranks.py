@@ -1,18 +1,22 @@
 """The ranks of a replica group over ZeroMQ: a ROUTER where rank 0's session runs.
 
-A rank reaches it as any member reaches a lighthouse, with ``ZmqMemberTransport``.
+A rank reaches it as any member reaches a lighthouse, with ``ZmqMemberTransport``. With keys all ranks of a
+group hold the key of their replica: rank 0's place serves under it, and lets in nobody else.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 from contextlib import suppress
 
 import zmq
 
 from procguard.adapters.base import Frame
-from procguard.adapters.zmq_sockets import ROUTER, Context, bind_socket, endpoint, open_socket
+from procguard.adapters.zmq_doorkeeper import Doorkeeper
+from procguard.adapters.zmq_keys import MemberKeys
+from procguard.adapters.zmq_sockets import ROUTER, Context, Socket, bind_socket, endpoint, open_socket
 from procguard.errors import UsageError
 from procguard.messages import ANSWER_BYTES_MAX
 
@@ -26,13 +30,22 @@ class ZmqRankServer:
     Args:
         host: what the ranks know this machine as. Listens there alone if it is an address of this machine,
             and everywhere if it is not, as behind a translated address.
+        keys: of the group, all of whose ranks hold them; None: whoever reaches the port is let in.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, keys: MemberKeys | None = None) -> None:
         self._process = os.getpid()
         self._closed = False
         self._context: Context = zmq.Context(io_threads=1)
-        self._router = open_socket(self._context, zmq.ROUTER, ROUTER)
+        server = keys.as_server() if keys else None
+        self._doorkeeper = Doorkeeper(self._context, server.allowed) if server else None
+        locks = server.server_options() if server else None
+        self._router = open_socket(self._context, zmq.ROUTER, ROUTER, locks)
+        self._both: select.epoll | None = None
+        if self._doorkeeper:
+            self._both = select.epoll()  # one descriptor for two sockets
+            for watched in (self._router, self._doorkeeper.socket):
+                self._both.register(int(watched.get(zmq.FD)), select.EPOLLIN)
         try:
             port = bind_socket(self._router, host, 0)
         except UsageError:
@@ -44,13 +57,17 @@ class ZmqRankServer:
         return self._address
 
     def fileno(self) -> int:
-        return int(self._router.get(zmq.FD))
+        return self._both.fileno() if self._both else int(self._router.get(zmq.FD))
 
     def has_input(self) -> bool:
-        return bool(int(self._router.get(zmq.EVENTS)) & zmq.POLLIN)
+        return _readable(self._router) or (
+            self._doorkeeper is not None and _readable(self._doorkeeper.socket)
+        )
 
     def drain(self, count_max: int) -> list[Frame]:
         frames: list[Frame] = []
+        if self._doorkeeper:
+            self._doorkeeper.serve(count_max)
         with suppress(zmq.Again):
             for _ in range(count_max):
                 parts = self._router.recv_multipart(_NOBLOCK)
@@ -74,4 +91,11 @@ class ZmqRankServer:
             return
         self._closed = True
         self._router.close()
+        if self._doorkeeper and self._both:
+            self._doorkeeper.close()
+            self._both.close()
         self._context.term()
+
+
+def _readable(watched: Socket) -> bool:
+    return bool(int(watched.get(zmq.EVENTS)) & zmq.POLLIN)

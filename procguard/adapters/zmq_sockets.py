@@ -31,9 +31,13 @@ MEMBER_QUEUE_COUNT_MAX = 1000
 NOTICE_QUEUE_COUNT_MAX = 1000
 """Notices held for each listener that does not read; it loses what comes beyond, and asks for a resync."""
 SUBSCRIPTION_BYTES_MAX = 2048
+CURVE_BYTES = 33
+"""What encryption adds to each frame."""
 OPEN_FILES_MAX = 1 << 16
 WAIT_S_MAX = 3600.0
 PORT_MAX = (1 << 16) - 1
+_ZERO_COPY_RECV = 10
+"""An option of libzmq's contexts since 4.3.0, for which pyzmq has no name."""
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[Socket]
@@ -79,10 +83,26 @@ CLIENT: Options = {
 }
 
 
-def open_socket(context: Context, kind: int, options: Options) -> Socket:
-    """A socket with these options, and those that every one has."""
+def server_context() -> Context:
+    """For those who hold frames of many peers.
+
+    libzmq by default leaves a frame in the buffer of 8 KiB that it was received into, which lives for as long
+    as any frame in it: a heartbeat of 60 bytes that waits to be read then takes 8 KiB. Measured with 1,000
+    members, after a burst: 173 MiB, and 96 when frames are copied out, at the same speed.
+    """
+    context: Context = zmq.Context(io_threads=1)
+    with suppress(zmq.ZMQError):  # a libzmq that does not know it is merely larger
+        context.set(_ZERO_COPY_RECV, 0)
+    return context
+
+
+def open_socket(context: Context, kind: int, options: Options, keys: Options | None = None) -> Socket:
+    """A socket with these options, those that every one has, and the keys for what it says and hears."""
+    chosen = EVERY_SOCKET | options | (keys or {})
+    if keys:  # libzmq measures what comes over the wire
+        chosen[zmq.MAXMSGSIZE] = int(chosen.get(zmq.MAXMSGSIZE, -1)) + CURVE_BYTES
     opened = context.socket(kind)
-    for option, value in (EVERY_SOCKET | options).items():
+    for option, value in chosen.items():
         opened.set(option, value)
     return opened
 

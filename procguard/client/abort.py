@@ -129,5 +129,5 @@ class FencedAbort:
         for callback in tuple(self._callbacks):
             try:
                 callback(notice)
-            except Exception:  # noqa: BLE001  # the user's code; the thread that carries every notice must go on
-                _log.exception("An on_failure callback raised")
+            except BaseException:  # noqa: BLE001  # the user's code, sys.exit() too; the next notice must be told
+                _log.exception("An on_failure callback raised; to end the process, signal its main thread")

@@ -192,7 +192,9 @@ class GroupClient:
     def _describe_wait(self) -> str:
         waiting = self._waiting
         if waiting is None:
-            return f"rank 0 of replica {self._name} did not answer"
+            keys = self._transport.explain() if self._transport else ""
+            why = f": {keys}; all ranks of a replica use the same key" if keys else ""
+            return f"rank 0 of replica {self._name} did not answer{why}"
         if waiting.ranks:
             missing = ", ".join(map(str, waiting.ranks))
             return f"waiting for ranks {missing} of replica {self._name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from procguard.messages import Cause, Phase, listener_topic
 NONCE_BYTES = 16
 END_TIMEOUT_S = 2.0
 VERDICT_TIMEOUT_S = 0.1
+NO_FD = -1
 
 
 class Host(Protocol):
@@ -51,21 +53,34 @@ class Host(Protocol):
 
 
 class ListenerProcess:
-    """``python -m procguard.client.listener`` with the descriptors of our life line."""
+    """``python -m procguard.client.listener`` with the descriptors of our life line.
 
-    def __init__(self, command: Callable[[int, bytes], Sequence[str]], life_line: LifeLine) -> None:
-        with ExitStack() as on_failure:
+    Args:
+        secret: handed down through a pipe, as an argument or a variable could be seen by others and a file
+            may have changed since we read it; empty: no pipe.
+    """
+
+    def __init__(
+        self, command: Callable[[int, int, bytes], Sequence[str]], life_line: LifeLine, secret: bytes = b""
+    ) -> None:
+        with ExitStack() as on_failure, ExitStack() as after_all:
             ours, theirs = link_pair()
             on_failure.callback(ours.close)
+            fds = (theirs.fileno(), *life_line.fds)
+            secret_fd = NO_FD
+            if secret:
+                secret_fd = _pipe_with(secret)
+                after_all.callback(os.close, secret_fd)
+                fds = (*fds, secret_fd)
             with theirs:
                 self._process = subprocess.Popen(
-                    command(theirs.fileno(), listener_topic(secrets.token_bytes(NONCE_BYTES))),
+                    command(theirs.fileno(), secret_fd, listener_topic(secrets.token_bytes(NONCE_BYTES))),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                     cwd="/",  # else a zmq.py or signal.py lying in the trainer's folder would be imported
-                    pass_fds=(theirs.fileno(), *life_line.fds),
+                    pass_fds=fds,
                     env={**os.environ, "PYTHONPATH": _python_path()},
                 )
             on_failure.pop_all()
@@ -146,6 +161,15 @@ class _BoardWatch:
     def look(self) -> tuple[Trainer, Cause | None]:
         board = self._board.read()
         return Trainer(Phase(board.phase), board.progress, board.step), None
+
+
+def _pipe_with(content: bytes) -> int:
+    """A descriptor from which this can be read, and then its end."""
+    assert len(content) <= select.PIPE_BUF  # so that writing it never waits for a reader
+    ours, theirs = os.pipe()
+    os.write(theirs, content)
+    os.close(theirs)
+    return ours
 
 
 def _python_path() -> str:

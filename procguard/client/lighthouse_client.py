@@ -89,7 +89,8 @@ class LighthouseClient:
             if not self._talk(self._requests.join(self._clock()), timeout_s):
                 self._raise_if_refused()
                 self._transport.reconnect()  # drops what nobody took: closing need not wait for it
-                raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s))
+                keys = self._transport.explain()
+                raise LighthouseUnreachable(explain_unreachable(self._where, timeout_s, keys))
             return self.welcome
 
     def quorum(
@@ -192,7 +193,9 @@ class LighthouseClient:
                 self._on_reborn(effect.welcome)
             elif isinstance(effect, Reconnect):
                 if self._requests.welcome is None:
-                    _log.warning("No lighthouse has answered at %s so far, trying on", self._where)
+                    keys = self._transport.explain()
+                    why = f": {keys}" if keys else ""
+                    _log.warning("No lighthouse has answered at %s so far, trying on%s", self._where, why)
                 self._transport.reconnect()
 
     def _check_not_leaving(self) -> None:
@@ -207,11 +210,12 @@ class LighthouseClient:
             raise LighthouseRejected(f"the lighthouse at {self._where} refused: {text}")
 
 
-def explain_unreachable(where: str, timeout_s: float) -> str:
-    """Name the likely mistake, after one look at the address."""
+def explain_unreachable(where: str, timeout_s: float, keys: str = "") -> str:
+    """Name the likely mistake, after one look at the address; ``keys`` says so if it lies with those."""
     address = where.split(" ", 1)[0]
     host, _, port = address.rpartition(":")
-    return f"no lighthouse answered at {where} within {timeout_s:g} s: {_probe(host.strip('[]'), int(port))}"
+    why = keys or _probe(host.strip("[]"), int(port))
+    return f"no lighthouse answered at {where} within {timeout_s:g} s: {why}"
 
 
 def _probe(host: str, port: int) -> str:

@@ -3,7 +3,7 @@
 Immune to the trainer's GIL and to the signals that end a trainer: it has a session of its own and ignores
 INT, TERM and HUP, because its last duty comes after the trainer's end. It holds none of the trainer's
 standard streams. Its configuration comes over the link; its arguments say only which descriptors it was
-given.
+given. One of them is a pipe with the key of its replica, if the lighthouse asks for keys.
 
 Imports zmq, msgpack and ProcGuard's own client rooms, nothing else: it must be there in 30 ms.
 """
@@ -18,9 +18,11 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_keys import MemberKeys
 from procguard.adapters.zmq_ranks import ZmqRankServer
 from procguard.client.group_host import GroupHost
 from procguard.client.link import Link
@@ -74,11 +76,17 @@ class LinkLog(logging.Handler):
         self._link.send(Said(record.levelno, record.getMessage()[:4096]))
 
 
-def command(host: str, port: int, life_line: LifeLine, link_fd: int, topic: bytes) -> list[str]:
+def command(host: str, port: int, life_line: LifeLine, link_fd: int, keys_fd: int, topic: bytes) -> list[str]:
     """The command line that starts ``main`` with these."""
-    fds = (link_fd, life_line.memfd, life_line.pidfd)
+    fds = (link_fd, life_line.memfd, life_line.pidfd, keys_fd)
     numbers = [str(_NONE if fd is None else fd) for fd in fds]
     return [sys.executable, "-m", "procguard.client.listener", host, str(port), topic.hex(), *numbers]
+
+
+def inherited_keys(fd: int) -> MemberKeys:
+    """From the pipe that our trainer left them in."""
+    with open(fd, encoding="ascii") as pipe:
+        return MemberKeys.from_text(pipe.read(), "the key handed down by the trainer")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,14 +95,15 @@ def main(argv: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     run_promptly()
     host, port, topic = argv[0], int(argv[1]), bytes.fromhex(argv[2])
-    link_fd, memfd, pidfd = (int(number) for number in argv[3:6])
+    link_fd, memfd, pidfd, keys_fd = (int(number) for number in argv[3:7])
     link = Link(socket.socket(fileno=link_fd))
     logging.getLogger("procguard").addHandler(LinkLog(link))
     watch = None
     if pidfd != _NONE:
         watch = WitnessWatch(Witness(None if memfd == _NONE else memfd, pidfd))
-    transport = ZmqMemberTransport(host, port)
-    group_host = GroupHost(ZmqRankServer)
+    keys = None if keys_fd == _NONE else inherited_keys(keys_fd)
+    transport = ZmqMemberTransport(host, port, keys)
+    group_host = GroupHost(partial(ZmqRankServer, keys=keys))
     try:
         session = Session(threaded=False, topic=topic)
         ListenerLoop(session, transport, link, watch, group_host).run()

@@ -35,6 +35,7 @@ from procguard.client.options import ManagerOptions
 from procguard.client.process_group import ProcessGroup
 from procguard.client.replica import Replica, Rules, WorldSizeMode
 from procguard.client.witness import LifeLine
+from procguard.errors import UsageError
 
 __all__ = ["Manager", "WorldSizeMode"]
 
@@ -62,7 +63,8 @@ class Manager(Replica):
         init_sync: before the first step all take over the state of one replica.
         max_retries: how many steps in a row may fail to commit before ``should_commit`` raises; None: any.
         quorum_retries: how often a quorum that timed out is asked for again.
-        store_addr, store_port, port: of torchft's signature; not needed here.
+        store_addr, store_port, port: of torchft's signature; not needed here, nor is PROCGUARD_MANAGER_PORT:
+            rank 0 serves its group on a free port, which the others hear of from the lighthouse.
         hostname: the address peers reach this machine at; None: the one it reaches the lighthouse from.
         heartbeat_interval: accepted for torchft's sake; the lighthouse gives the interval to all.
         checkpoint_transport: None: ``HTTPTransport``.
@@ -121,6 +123,9 @@ class Manager(Replica):
             proactive_recovery=proactive_recovery,
             hostname=hostname,
         )
+        if not isinstance(world_size_mode, WorldSizeMode):
+            known = " or ".join(map(str, WorldSizeMode))
+            raise UsageError(f"world_size_mode is {world_size_mode!r}; give {known}")
         rules = Rules(
             options.min_replica_size,
             use_async_quorum,
@@ -163,16 +168,20 @@ def _join(options: ManagerOptions, advertised: str, hears: Hears) -> Membership:
         options.group_run,
     )
 
+    keys = options.keys
+    within_group = keys.within_group() if keys else None
+    secret = keys.to_text().encode() if keys else b""
+
     def start_process(life_line: LifeLine) -> Host:
-        return ListenerProcess(partial(listener.command, host, port, life_line), life_line)
+        return ListenerProcess(partial(listener.command, host, port, life_line), life_line, secret)
 
     return Membership(
         identity,
         where=options.where,
         host=advertised,
-        connect=lambda: ZmqMemberTransport(host, port),
-        connect_rank=ZmqMemberTransport,
-        open_server=ZmqRankServer,
+        connect=lambda: ZmqMemberTransport(host, port, keys),
+        connect_rank=partial(ZmqMemberTransport, keys=within_group),
+        open_server=partial(ZmqRankServer, keys=keys),
         start_process=start_process if options.proactive else None,
         hears=hears,
         run_promptly=run_promptly,

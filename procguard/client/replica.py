@@ -30,8 +30,9 @@ from procguard.client.membership import Membership
 from procguard.client.phases import Phases
 from procguard.client.process_group import ProcessGroup, Work
 from procguard.client.recovery_plan import RecoveryPlan
+from procguard.client.timeouts import positive_or
 from procguard.client.train_state import DEFAULT_PART, TrainState
-from procguard.client.work import CompletedWork, ManagedWork, scaled, zeroed
+from procguard.client.work import CompletedWork, ManagedWork, WrappedFuture, scaled, zeroed
 from procguard.client.worker import RunsJobs, Worker
 from procguard.errors import (
     CheckpointError,
@@ -140,10 +141,11 @@ class Replica:
             timeout: for this quorum; None: the Manager's ``quorum_timeout``.
         """
         self._check_owner()
+        limit = positive_or(self._rules.quorum_timeout, "timeout", timeout)
         if self._round is not None:
             self._settle(self._round)
         self._abort.begin_round()
-        this = Round(allow_heal, shrink_only, timeout or self._rules.quorum_timeout)
+        this = Round(allow_heal, shrink_only, limit)
         this.formed = self._quorum_thread.submit(partial(self._formation.run, this))
         self._round = this
         self._phases.sign()
@@ -169,8 +171,11 @@ class Replica:
         """Reduce an array, or a sequence of them, in place over all that contribute to this step.
 
         ``avg`` divides by the number of contributors; a replica that is healing, or a spare, contributes
-        zeros. From any thread. The work it returns never raises: after a failure the buffers are as they
-        were, and ``should_commit`` says False.
+        zeros. From any thread. The work it returns never raises: after a failure, or the Manager's
+        ``timeout``, the buffers are as they were, and ``should_commit`` says False.
+
+        Raises:
+            UsageError: these buffers, or this ``op``, cannot be reduced. The step does not commit.
         """
         this = self._this_round("allreduce")
         if this.error is not None:
@@ -179,16 +184,20 @@ class Replica:
         if this.error is not None:
             return CompletedWork(buffers)
         many: Sequence[Any] = buffers if isinstance(buffers, (list, tuple)) else [buffers]
-        if not self.is_participating():
-            zeroed(many)
         try:
+            if not self.is_participating():
+                zeroed(many)
             work = self._pg.allreduce(many, "sum" if op == "avg" else op)
-        except CollectiveError as error:
+        except UsageError as error:
+            self._fail(this, error)  # or the step would count without what it could not reduce
+            raise
+        except Exception as error:  # noqa: BLE001  # the backend's own, or of buffers that cannot be set
             self._fail(this, error)
             return CompletedWork(buffers)
         managed = ManagedWork(
             work,
             buffers,
+            timeout=self._rules.timeout,
             finish=partial(scaled, many, len(self._contributors()) if op == "avg" else 1),
             on_error=partial(self._fail, this),
             waiting=partial(self._phases.during, Phase.COLLECTIVE),
@@ -204,7 +213,7 @@ class Replica:
         that has never trained, until it has healed from another source.
 
         Args:
-            timeout: for collectives that are still in flight; None: their own.
+            timeout: for each collective that is still in flight; None: the Manager's.
 
         Raises:
             what ``wait_quorum`` raises, CheckpointError when loading has failed again and again, and
@@ -212,6 +221,7 @@ class Replica:
             ReplicaGroupLost: another rank of this group has ended, or did not vote: end this process too.
         """
         this = self._this_round("should_commit")
+        limit = positive_or(self._rules.timeout, "timeout", timeout)
         for work in tuple(this.pending):
             work.wait(timeout)
         self.wait_quorum()
@@ -222,7 +232,6 @@ class Replica:
         contributors = self._contributors()
         error = this.conclude()
         commits = error is None and not this.behind and self._are_enough(contributors)
-        limit = timeout or self._rules.timeout
         with self._phases.during(Phase.COLLECTIVE):
             commits = self._membership.vote(this.number, commits, limit.total_seconds())
         if commits:
@@ -300,22 +309,25 @@ class Replica:
             return
         self._fail(this, error)
 
-    def wrap_future(self, future: Future[T], default: T) -> Future[T]:
-        """A future that never fails: an error fails the step of this call, and gives ``default``."""
+    def wrap_future(self, future: Future[T], default: T, timeout: timedelta | None = None) -> Future[T]:
+        """A future that never fails: an error fails the step of this call, and gives ``default``.
+
+        ``should_commit`` waits for it, as for a collective.
+
+        Args:
+            timeout: longer than this is an error too; None: the Manager's.
+        """
         this = self._round
-        wrapped: Future[T] = Future()
-
-        def done(inner: Future[T]) -> None:
-            try:
-                result = inner.result()
-            except Exception as error:  # noqa: BLE001  # whatever the user's work raises; the step hears of it
-                if this is not None:
-                    self._fail(this, error)
-                result = default
-            wrapped.set_result(result)
-
-        future.add_done_callback(done)
-        return wrapped
+        wrapped = WrappedFuture(
+            future,
+            default,
+            timeout=positive_or(self._rules.timeout, "timeout", timeout),
+            on_error=partial(self._fail, this) if this else lambda error: None,
+            waiting=partial(self._phases.during, Phase.COLLECTIVE),
+        )
+        if this is not None:
+            this.pending.append(wrapped)
+        return wrapped.get_future()
 
     # --- state --------------------------------------------------------------------------------------
 
@@ -416,7 +428,7 @@ class Replica:
         """This step does not commit here; whoever waits for us in it need not wait any longer."""
         if self._is_inherited() or not this.fail(error):
             return
-        _log.warning("Step %d will not commit: %s", self.current_step(), error)
+        _log.warning("Step %d will not commit: %s", self.current_step(), str(error) or repr(error))
         if this.quorum is not None and not isinstance(error, CollectiveAborted):
             self._abort.end(this.quorum.quorum_id, f"error in step {self.current_step()}")
 
@@ -426,6 +438,8 @@ class Replica:
             return
         with self._phases.during(Phase.QUORUM):
             error = last.formed.exception()
+        if last.quorum is not None:  # peers may wait for us in its collectives
+            self._abort.end(last.quorum.quorum_id, "the train loop began another step")
         if error is None:
             self._transport.disallow_checkpoint()
         last.conclude()

@@ -48,7 +48,10 @@ class TrainState:
         self._parts: dict[str, StateFns] = {}
 
     def register(self, key: str, load: Callable[[Any], None], save: Callable[[], Any]) -> None:
-        """Add or replace a part."""
+        """Add or replace a part. Raises ``UsageError`` for what cannot be called."""
+        for what, function in (("load_state_dict", load), ("state_dict", save)):
+            if not callable(function):
+                raise UsageError(f"{what} of {key!r} is {function!r}; give a function")
         self._parts[key] = StateFns(load, save)
 
     def commit(self, quorum_id: int, batches: int) -> None:

@@ -25,6 +25,7 @@ import click
 
 from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqLighthouseTransport
+from procguard.adapters.zmq_key_files import read_server
 from procguard.config import LighthouseConfig, load_lighthouse_config
 from procguard.env import Address
 from procguard.errors import ProcGuardError, StateError
@@ -72,6 +73,7 @@ def _setting(key: str, text: str) -> Callable[[Callable[..., Any]], Callable[...
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file; flags and variables go over it.")
 @_setting("port", "Port for the trainers; notices use the next one. 0: the kernel chooses both.")
 @_setting("bind", "IP address to listen on, alone or with the port: [::]:29510.")
+@_setting("keys", "Directory made by `procguard keys new`: only those whom it lists are let in.")
 @_setting("insecure", "Allow --bind beyond this machine though nobody is asked for a key.")
 @_setting("min_replicas", "Replica groups that a quorum needs at least.")
 @_setting("heartbeat_interval_ms", "Time between two heartbeats of a replica.")
@@ -106,10 +108,12 @@ def _serve(config: LighthouseConfig) -> None:
     run_promptly()
     gc.freeze()  # a collection need not look at what was imported: 5 ms that members might wait for
     with contextlib.ExitStack() as stack:
+        keys = read_server(config.keys) if config.keys else None
         state = _open_state(config)
         if state:
             stack.callback(state.close)
-        transport = stack.enter_context(contextlib.closing(ZmqLighthouseTransport(config.bind, config.port)))
+        transport = ZmqLighthouseTransport(config.bind, config.port, keys)
+        stack.enter_context(contextlib.closing(transport))
         epoch = state.epoch if state else first_epoch(_wall_clock_ms())
         options = Options(
             _cluster_settings(config),
@@ -190,7 +194,11 @@ def _announce(config: LighthouseConfig, transport: ZmqLighthouseTransport, epoch
         extra={"fields": {**fields, "epoch": epoch}},
     )
     logger.info("In each trainer: export PROCGUARD_LIGHTHOUSE=%s", address)
-    if not ipaddress.ip_address(config.bind).is_loopback:
+    if config.keys:
+        logger.info(
+            "Keys are asked for: each trainer needs PROCGUARD_KEYS=NAME.key, one of %s/members", config.keys
+        )
+    elif not ipaddress.ip_address(config.bind).is_loopback:
         logger.warning(
             "Insecure: nobody is asked for a key, so whoever reaches these ports can make replicas fail"
         )

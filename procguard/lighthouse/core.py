@@ -41,6 +41,9 @@ from procguard.messages import (
     Hello,
     HelloWanted,
     Incarnation,
+    Kill,
+    Killed,
+    KillResult,
     Leave,
     LookedUp,
     Lookup,
@@ -97,6 +100,8 @@ class Core:
         if type(event) is Received:
             if type(event.message) is Heartbeat:
                 self._heartbeat(event.peer, event.message, now)
+            elif type(event.message) is Kill:
+                self._kill(event.peer, event.message, event.operator, now)
             else:
                 self._message(event.peer, event.message, now)
         elif type(event) is TimePassed:
@@ -196,13 +201,16 @@ class Core:
         if asks.round < (member.request.round if member.request else member.answered_round):
             self.roster.counters["quorum requests of an older round"] += 1
             return
+        job = self.roster.jobs[member.job_id]
         if member.request is None:
             member.longest_step_s = max(member.longest_step_s, now - member.idle_since)
+            job.asks_short -= 1
         member.asked = True
         member.request = asks
         member.step = asks.step
         self.roster.timers.arm((Timer.REQUEST, member), now, request.ttl_s)
-        self.roster.undecided[member.job_id] = None
+        if job.asks_short <= 0 or asks.shrink_only:
+            self.roster.undecided[member.job_id] = None
 
     def _answer_wanted(self, peer: bytes, wanted: AnswerWanted, now: float) -> None:
         slot = self.roster.by_token.get(wanted.token)
@@ -238,6 +246,9 @@ class Core:
         self._acknowledge(peer, Ack(KIND_OF[Leave], leave.token))
 
     def _obituary(self, peer: bytes, obituary: Obituary, now: float) -> None:
+        if obituary.cause.kind is CauseKind.OPERATOR:
+            self.roster.counters["obituaries in an operator's name"] += 1
+            return
         left = obituary.cause.kind is CauseKind.LEFT
         for slot in self._named_by(obituary):
             if slot.member.live:
@@ -250,6 +261,24 @@ class Core:
     def _acknowledge(self, peer: bytes, ack: Ack) -> None:
         """Once it is published: those who live hear of it first."""
         self._acks.append(Send((peer,), ack))
+
+    def _kill(self, peer: bytes, kill: Kill, operator: str, now: float) -> None:
+        """End the incarnation that is named, and no later one: the operator may have to say it twice."""
+        if not operator:
+            self.roster.counters["kills asked for without an operator's key"] += 1
+            self._tell_of_kill(peer, kill, KillResult.NOT_ALLOWED)
+            return
+        job = self.roster.jobs.get(kill.job_id)
+        member = job.members.get(kill.replica_id) if job else None
+        if member is None or member.incarnation < kill.incarnation:
+            self._tell_of_kill(peer, kill, KillResult.UNKNOWN)
+            return
+        if member.live and member.incarnation == kill.incarnation:
+            self.roster.end(member, Trigger.OPERATOR, Cause(CauseKind.OPERATOR, text=operator), now)
+        self._tell_of_kill(peer, kill, KillResult.DONE)
+
+    def _tell_of_kill(self, peer: bytes, kill: Kill, result: KillResult) -> None:
+        self._acks.append(Send((peer,), Killed(kill.replica_id, kill.incarnation, result)))
 
     def _named_by(self, obituary: Obituary) -> list[Slot]:
         """By token, or else by process: after an exec, the same process may be another member."""
@@ -359,6 +388,7 @@ class Core:
         self._run_while(stragglers, (Timer.JOIN, job), settings.join_timeout_s, now)
         self._run_while(unanswered, (Timer.CALL_OFF, job), self.roster.return_s, now)
         job.waiting = waiting
+        job.asks_short = waiting.need - waiting.have if waiting else 0
         if isinstance(outcome, Formed):
             self._form(job, outcome, now)
 

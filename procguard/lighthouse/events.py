@@ -16,6 +16,8 @@ class Received(NamedTuple):
 
     peer: bytes
     message: Message
+    operator: str = ""
+    """The operator who said it, proved by a key; empty for everybody else."""
 
 
 class TopicHeld(NamedTuple):

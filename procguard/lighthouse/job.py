@@ -26,6 +26,9 @@ class Job:
         self.formed_at = 0.0
         """When ``previous`` was formed or, if claimed, learned."""
         self.waiting: Waiting | None = None
+        self.asks_short = 0
+        """So many more must ask before asking alone can change the last decision: an ask brings it one nearer
+        at most. A thousand requests that come one by one cost three decisions, not a thousand."""
         self.join_over = False
         """``join_timeout`` has just passed: for the next decision only."""
 

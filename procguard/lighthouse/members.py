@@ -35,6 +35,7 @@ class Trigger(Enum):
     STALLED = auto()
     SUPERSEDED = auto()
     NOT_RETURNED = auto()
+    OPERATOR = auto()
     LEAVE = auto()
 
 
@@ -59,6 +60,8 @@ TRANSITIONS: dict[tuple[MemberState, Trigger], MemberState] = {
     (_ALIVE, Trigger.SUPERSEDED): _FAILED,  # by the claim of a later life, never by a newcomer
     (_SUSPECT, Trigger.SUPERSEDED): _FAILED,
     (_SUSPECT, Trigger.NOT_RETURNED): _FAILED,
+    (_ALIVE, Trigger.OPERATOR): _FAILED,
+    (_SUSPECT, Trigger.OPERATOR): _FAILED,
     (_ALIVE, Trigger.LEAVE): _LEFT,
     (_SUSPECT, Trigger.LEAVE): _LEFT,
 }

@@ -33,7 +33,10 @@ from procguard.adapters.base import (
     Frame,
     HandshakeFailed,
     Inbound,
+    KeyRefused,
+    KeysRead,
     LighthouseTransport,
+    OperatorFrame,
     Subscribed,
     Unsubscribed,
 )
@@ -62,6 +65,7 @@ FAST_RATE_PER_S = 2_000
 RATE_WINDOW_S = 0.1
 GATHERING_S = 0.001
 COMPLAINT_INTERVAL_S = 1.0
+REFUSALS_KEPT_MAX = 100
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +99,9 @@ class Service:
         self._turned_at = clock()
         self._rate = _Rate(self._turned_at)
         self._bad_frame, self._stranger, self._own_error = _Complaint(), _Complaint(), _Complaint()
+        self._wrong_key = _Complaint()
+        self._refused: dict[str, None] = {}
+        """What was said of refused keys, oldest first."""
         self._lines: list[Log] = []
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
@@ -112,9 +119,11 @@ class Service:
         """One turn: waits for at most half a heartbeat interval, or as long as the core has nothing due."""
         wait_s = self._core.next_deadline() - self._clock()
         wait_s = min(max(wait_s, 0.0), INTERVALS_PER_WAIT_MAX * self._interval_s)
-        self._transport.wait(wait_s)
         if self._rate.fast:
-            self._pause(GATHERING_S)
+            wait_s = min(wait_s, GATHERING_S)
+            self._pause(wait_s)
+        else:
+            self._transport.wait(wait_s)
         now = self._clock()
         gap_s = now - self._turned_at - wait_s
         self._turned_at = now
@@ -140,14 +149,15 @@ class Service:
             now = self._clock()
 
     def _receive(self, inbound: Inbound, now: float) -> None:
-        if type(inbound) is Frame:
+        if type(inbound) is Frame or type(inbound) is OperatorFrame:
             try:
                 message = decode(inbound.payload)
             except ProtocolError as error:
                 self._counters["invalid frames"] += 1
                 self._bad_frame.say(now, f"Dropped a frame that is no message: {error}")
                 return
-            self._step(Received(inbound.peer, message), now)
+            operator = inbound.operator if type(inbound) is OperatorFrame else ""
+            self._step(Received(inbound.peer, message, operator), now)
         elif type(inbound) is Subscribed:
             self._step(TopicHeld(inbound.topic), now)
         elif type(inbound) is Unsubscribed:
@@ -155,6 +165,21 @@ class Service:
         elif type(inbound) is HandshakeFailed:
             self._counters["failed handshakes"] += 1
             self._stranger.say(now, f"Handshake failed: {inbound.text}")
+        elif type(inbound) is KeyRefused:
+            self._counters[inbound.counter] += 1
+            self._refuse(inbound.text, now)
+        elif type(inbound) is KeysRead:
+            self._refused.clear()
+            logger.warning("%s", inbound.text)
+
+    def _refuse(self, text: str, now: float) -> None:
+        """Say it once of each key, as far as that many are remembered: one that is refused tries for ever."""
+        if text in self._refused:
+            return
+        if len(self._refused) >= REFUSALS_KEPT_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[text] = None
+        self._wrong_key.say(now, f"Refused: {text}")
 
     def _step(self, event: Event, now: float) -> None:
         try:

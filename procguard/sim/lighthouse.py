@@ -110,9 +110,7 @@ class Lighthouse:
         self._turned_at = self._clock.now
         self.core = WatchedCore(options, epoch, self._clock.now)
         self.core.watch = self._watch
-        self._service = Service(
-            self.core, self.end, self._persist, lambda: self._turned_at, lambda seconds: None
-        )
+        self._service = Service(self.core, self.end, self._persist, lambda: self._turned_at, self._waited)
         self._turn()
 
     def kill(self) -> None:

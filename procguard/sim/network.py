@@ -445,6 +445,10 @@ class MemberEnd:
         incoming = self.hearing.incoming
         return [incoming.popleft() for _ in range(min(count_max, len(incoming)))]
 
+    def explain(self) -> str:
+        """There are no keys here."""
+        return ""
+
     def close(self) -> None:
         for socket in self.sockets():
             socket.close()

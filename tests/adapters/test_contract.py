@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ from procguard.adapters.base import (
 )
 from procguard.adapters.memory import MemoryNetwork
 from procguard.adapters.zmq import ZmqLighthouseTransport, ZmqMemberTransport
+from procguard.adapters.zmq_key_files import make_directory, read_member, read_server
+from procguard.adapters.zmq_keys import MEMBER, Listed, MemberKeys, OneKey, ServerKeys
 from procguard.errors import UsageError
 from procguard.messages import ANSWER_BYTES_MAX, FRAME_BYTES_MAX
 
@@ -44,6 +48,9 @@ class MemoryWire:
 class ZmqWire:
     """Keeps one port, so that a lighthouse opened after another one closed is its restart."""
 
+    server_keys: ServerKeys | None = None
+    member_keys: MemberKeys | None = None
+
     def __init__(self) -> None:
         self._port = 0
         self._opened: list[ZmqLighthouseTransport | ZmqMemberTransport] = []
@@ -55,7 +62,7 @@ class ZmqWire:
         return lighthouse
 
     def member(self) -> MemberTransport:
-        member = ZmqMemberTransport("127.0.0.1", self._port)
+        member = ZmqMemberTransport("127.0.0.1", self._port, self.member_keys)
         self._opened.append(member)
         return member
 
@@ -67,7 +74,7 @@ class ZmqWire:
         """Below the ports that systems give to connections, so that nobody gets these before a restart."""
         for port in range(20_000 + os.getpid() % 5000, 32_000, 2):
             with suppress(UsageError):
-                return ZmqLighthouseTransport("127.0.0.1", port)
+                return ZmqLighthouseTransport("127.0.0.1", port, self.server_keys)
         raise AssertionError("no two neighbouring ports are free")
 
     def _rebind(self) -> ZmqLighthouseTransport:
@@ -75,14 +82,39 @@ class ZmqWire:
 
     def _try(self) -> ZmqLighthouseTransport | None:
         with suppress(UsageError):
-            return ZmqLighthouseTransport("127.0.0.1", self._port)
+            return ZmqLighthouseTransport("127.0.0.1", self._port, self.server_keys)
         return None
+
+
+class CurveWire(ZmqWire):
+    """With keys. Each is asked for as its member connects, for these tests have one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with tempfile.TemporaryDirectory() as folder:
+            make_directory(Path(folder) / "keys", ["a"], [])
+            self.server_keys = read_server(Path(folder) / "keys")
+            self.member_keys = read_member(Path(folder) / "keys" / "members" / "a.key")
+        self.server_keys.allowed = OneKey(self.member_keys.public, Listed(MEMBER, "a"))
+        self._last: ZmqLighthouseTransport | None = None
+
+    def lighthouse(self) -> LighthouseTransport:
+        self._last = super().lighthouse()
+        return self._last
+
+    def member(self) -> MemberTransport:
+        member = super().member()
+        if self._last and not self._last._closed:
+            doorkeeper = self._last._doorkeeper
+            assert poll(lambda: doorkeeper.socket.poll(50), bool)
+            doorkeeper.serve(1)
+        return member
 
 
 Wire = MemoryWire | ZmqWire
 
 
-@pytest.fixture(params=[MemoryWire, ZmqWire], ids=["memory", "zmq"])
+@pytest.fixture(params=[MemoryWire, ZmqWire, CurveWire], ids=["memory", "zmq", "curve"])
 def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
     opened = request.param()
     yield opened
@@ -284,6 +316,7 @@ def test_reconnect_brings_the_notices_back(wire, lighthouse):
     member.reconnect()
 
     def heard() -> list[bytes]:
+        lighthouse.drain(10)
         lighthouse.publish(b"train\0again")
         member.wait(0.05)
         return member.notices(1)

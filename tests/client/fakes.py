@@ -371,6 +371,7 @@ class FakeWire:
         self.is_waiting = threading.Event()
         self.ready: list[int] = []
         self.reconnects = 0
+        self.explanation = ""
         self.closed = threading.Event()
 
     def send(self, frame: bytes) -> bool:
@@ -388,6 +389,9 @@ class FakeWire:
     def reconnect(self) -> None:
         self.reconnects += 1
         self.incoming.clear()
+
+    def explain(self) -> str:
+        return self.explanation
 
     def wait(self, timeout_s: float, fds: Iterable[int] = ()) -> list[int]:
         assert not self.closed.is_set()

@@ -128,18 +128,19 @@ def test_a_departure_of_one_that_is_further_ends_nothing(stage: Stage) -> None:
     assert stage.told == [notice("b", 2, LEFT, step=1)], "but it is told"
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_what_a_callback_raises_is_logged_and_the_next_is_called(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+    stage: Stage, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     def broken(notice: Notice) -> None:
-        raise ValueError("of the user's")
+        raise error("of the user's")
 
     told: list[Notice] = []
     stage.abort.on_failure(broken)
     stage.abort.on_failure(told.append)
     stage.hear(notice("b", 2), notice("c", 3))
     assert told == [notice("b", 2), notice("c", 3)]
-    assert caplog.text.count("ValueError: of the user's") == 2
+    assert caplog.text.count(f"{error.__name__}: of the user's") == 2
 
 
 def test_a_group_that_cannot_abort_does_not_keep_the_rest_from_being_told(

@@ -139,6 +139,17 @@ def test_what_was_missing_is_said(stage: Stage) -> None:
         stage.ask(1.0)
 
 
+def test_a_rank_with_another_key_than_its_group_is_told_so(stage: Stage) -> None:
+    stage.silent.add(("node0", 1))
+    with pytest.raises(QuorumTimeout):
+        stage.ask(1.0)
+    stage.wires[0].explanation = "who serves there holds another key"
+    with pytest.raises(
+        QuorumTimeout, match=r"did not answer: who serves there .*; all ranks of a replica use"
+    ):
+        stage.ask(1.0)
+
+
 def test_a_lighthouse_that_does_not_know_yet_is_asked_again(stage: Stage) -> None:
     stage.where = None
     with pytest.raises(QuorumTimeout, match="rank 0 of replica g did not answer"):

@@ -46,7 +46,7 @@ def start() -> Iterator[Start]:
     line = LifeLine()
     started: list[ListenerProcess] = []
 
-    def command(link_fd: int, topic: bytes) -> Sequence[str]:
+    def command(link_fd: int, secret_fd: int, topic: bytes) -> Sequence[str]:
         return [sys.executable, "-c", PROGRAM, str(link_fd), topic.hex()]
 
     def start_one() -> ListenerProcess:
@@ -76,6 +76,30 @@ def test_a_listener_is_a_process_apart_with_a_topic_of_its_own(start: Start) -> 
         "in no folder of ours, in a session of its own"
     )
     assert words[0][2] != words[1][2]
+
+
+def test_a_secret_is_handed_down_through_a_pipe() -> None:
+    line = LifeLine()
+    before = set(os.listdir("/proc/self/fd"))
+    program = """
+import os, socket, sys
+from procguard.client.link import Link
+from procguard.client.link_words import Said
+found = open(int(sys.argv[2])).read()
+elsewhere = [*sys.argv, *os.environ.values()]
+Link(socket.socket(fileno=int(sys.argv[1])), 30.0).send(Said(20, f"{found} {found in ' '.join(elsewhere)}"))
+"""
+
+    def command(link_fd: int, secret_fd: int, topic: bytes) -> Sequence[str]:
+        return [sys.executable, "-c", program, str(link_fd), str(secret_fd)]
+
+    host = ListenerProcess(command, line, b"hush")
+    host.link._end.settimeout(DEADLINE_S)
+    assert hear(host.link) == Said(20, "hush False")
+    assert host._process.wait(DEADLINE_S) == 0
+    host.link.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    line.close()
 
 
 def test_sent_home_it_goes_and_leaves_no_zombie(start: Start) -> None:
@@ -124,7 +148,7 @@ def test_one_that_cannot_be_started_leaves_nothing_open() -> None:
     line = LifeLine()
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(FileNotFoundError):
-        ListenerProcess(lambda link_fd, topic: ["/no/such/program"], line)
+        ListenerProcess(lambda link_fd, secret_fd, topic: ["/no/such/program"], line, b"hush")
     assert set(os.listdir("/proc/self/fd")) == before
     line.close()
 

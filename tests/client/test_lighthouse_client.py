@@ -105,6 +105,16 @@ def test_a_lighthouse_that_does_not_answer_is_unreachable(stage: Stage) -> None:
     assert stage.wire.reconnects == 2, "it tried on a new connection, and dropped what nobody took"
 
 
+def test_one_that_asks_for_another_key_is_told_of_early_and_at_the_end(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.silent(Hello)
+    stage.wire.explanation = "a key is asked for there"
+    with pytest.raises(LighthouseUnreachable, match=r"within 5 s: a key is asked for there$"):
+        stage.client.join(5.0)
+    assert "trying on: a key is asked for there" in caplog.text
+
+
 def test_one_that_refuses_for_good_is_believed_at_once(stage: Stage) -> None:
     stage.replies[Hello] = lambda message: [
         Rejected(Rejection.MIN_REPLICAS_CONFLICT, "asked 2, has 3", "", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from procguard.client.options import DEFAULT_JOB, ManagerOptions
 from procguard.env import Address
 from procguard.errors import UsageError
+from tests.keys import Keys
 
 MINUTE = timedelta(seconds=60)
 
@@ -100,6 +102,16 @@ def test_without_an_argument_the_variable_counts() -> None:
     assert not options.proactive
 
 
+def test_the_variable_in_which_it_stood_is_named() -> None:
+    options = resolve({"TORCHFT_LIGHTHOUSE": "other:2"}, lighthouse_addr=None)
+    assert options.where == "other:2 (from TORCHFT_LIGHTHOUSE)"
+
+
+@pytest.mark.parametrize("hostname", ["node-1.cluster", "10.0.0.1", "::1", "[::1]"])
+def test_a_hostname_is_a_name_or_an_address(hostname: str) -> None:
+    assert resolve(hostname=hostname).hostname == hostname
+
+
 def test_a_replica_id_goes_before_a_group_id() -> None:
     assert resolve({"REPLICA_ID": "r", "REPLICA_GROUP_ID": "3"}).replica_id == "r"
 
@@ -117,8 +129,17 @@ def test_a_replica_id_goes_before_a_group_id() -> None:
         ({"quorum_timeout": timedelta(seconds=-1)}, "quorum_timeout is"),
         ({"connect_timeout": timedelta(0)}, "connect_timeout is"),
         ({"progress_timeout": timedelta(0)}, "progress_timeout is"),
-        ({"quorum_retries": -1}, "quorum_retries is -1; give 0 or more"),
+        ({"min_replica_size": 2.0}, "min_replica_size is 2.0; give a whole number, 1 or more"),
+        ({"min_replica_size": "2"}, "min_replica_size is '2'; give a whole number"),
+        ({"proactive_recovery": "off"}, "proactive_recovery is 'off'; give True, False or None"),
+        ({"replica_id": 3}, "replica_id is 3; give text, such as '3'"),
+        ({"lighthouse_addr": 29510}, "lighthouse_addr is 29510; give text"),
+        ({"hostname": 5}, "hostname is 5; give text"),
+        ({"hostname": "no such host"}, "hostname is 'no such host'; give a name or an address"),
+        ({"group_rank": "0"}, "rank is '0'; give a whole number, 0 or more"),
+        ({"quorum_retries": -1}, "quorum_retries is -1; give a whole number, 0 or more"),
         ({"max_retries": -2}, "max_retries is -2"),
+        ({"max_retries": 1.5}, "max_retries is 1.5"),
         ({"group_rank": 2, "group_world_size": 2}, "rank 2 of world_size 2"),
         ({"group_world_size": 2, "replica_id": "a"}, "needs a name for its run"),
     ],
@@ -167,3 +188,17 @@ def test_a_group_of_several_ranks_needs_a_name() -> None:
 def test_a_variable_that_cannot_be_read_is_named() -> None:
     with pytest.raises(UsageError, match="PROCGUARD_PROACTIVE_RECOVERY: 'maybe' is neither on nor off"):
         resolve({"PROCGUARD_PROACTIVE_RECOVERY": "maybe"})
+
+
+def test_the_key_is_the_replicas_own(tmp_path: Path) -> None:
+    keys = Keys(tmp_path / "keys")
+    assert resolve().keys is None
+    for path, name in ((keys.path("b"), "a"), (keys.directory, "b")):
+        options = resolve({"PROCGUARD_KEYS": str(path), "REPLICA_ID": name})
+        assert options.keys is not None
+        assert options.keys.name == "b"
+        assert not [secret for secret in keys.secrets() if secret in repr(options)]
+    with pytest.raises(UsageError, match=r"PROCGUARD_KEYS: .*no key for replica_id 'zz'; it has a, b"):
+        resolve({"PROCGUARD_KEYS": str(keys.directory)}, replica_id="zz")
+    with pytest.raises(UsageError, match=r"PROCGUARD_KEYS: .*cannot be read"):
+        resolve({"PROCGUARD_KEYS": str(tmp_path / "nothing")})

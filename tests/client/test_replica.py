@@ -203,6 +203,7 @@ def test_a_step_that_was_begun_and_given_up_does_not_count(stage: Stage) -> None
     stage.start(of(2))
     assert not stage.transport.is_serving, "the state may change from here on"
     assert [asked.commit_failures for asked in stage.membership.asked] == [0, 1]
+    assert stage.pg.aborted == [packed(1)], "peers may wait for us in it"
     assert replica.should_commit()
 
 
@@ -240,6 +241,50 @@ def test_a_group_that_refuses_a_collective_fails_the_step(
     monkeypatch.setattr(stage.pg, "allreduce", refuse)
     assert replica.allreduce(np.ones(1)).wait()
     assert not replica.should_commit()
+
+
+def test_so_does_one_with_an_error_of_its_own(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(buffers: Any, op: str) -> None:
+        raise RuntimeError("of the backend's own")
+
+    replica = stage.start(of(1, *alike("b")))
+    monkeypatch.setattr(stage.pg, "allreduce", break_down)
+    assert replica.allreduce(np.ones(1)).wait()
+    assert stage.pg.aborted == [packed(1)], "whoever waits for us is freed"
+    assert not replica.should_commit()
+
+
+def test_what_cannot_be_reduced_is_the_callers_mistake_and_does_not_count(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(buffers: Any, op: str) -> None:
+        raise UsageError("int8 cannot be reduced")
+
+    replica = stage.start(of(1, *alike("b")))
+    monkeypatch.setattr(stage.pg, "allreduce", refuse)
+    with pytest.raises(UsageError, match="int8"):
+        replica.allreduce(np.ones(1, np.int8))
+    assert stage.pg.aborted == [packed(1)]
+    assert not replica.should_commit()
+
+
+def test_buffers_that_cannot_be_set_to_zero_fail_the_step_of_one_that_heals(stage: Stage) -> None:
+    replica = stage.start(of(1, peer("b", 2, 7, 7)))
+    read_only = np.ones(1)
+    read_only.flags.writeable = False
+    assert replica.allreduce(read_only).wait()
+    assert not replica.should_commit()
+
+
+@pytest.mark.parametrize("timeout", [5, timedelta(0), timedelta(-1)])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_begun(stage: Stage, timeout: Any) -> None:
+    with pytest.raises(UsageError, match=r"timeout is .*; give a timedelta above 0"):
+        stage.replica.start_quorum(timeout=timeout)
+    replica = stage.start(of(1))
+    for call in (replica.should_commit, lambda timeout: replica.wrap_future(Future(), 0, timeout)):
+        with pytest.raises(UsageError, match=r"timeout is .*; give a timedelta above 0"):
+            call(timeout)
+    assert replica.should_commit()
 
 
 def test_an_error_of_an_old_quorum_changes_nothing(stage: Stage) -> None:
@@ -320,10 +365,26 @@ def test_a_future_of_the_users_never_fails(stage: Stage) -> None:
     assert not replica.should_commit()
 
 
+def test_should_commit_waits_for_the_users_future(stage: Stage) -> None:
+    replica, future = stage.start(of(1)), Future[int]()
+    replica.wrap_future(future, -1)
+    threading.Thread(target=future.set_exception, args=(ValueError("lost"),)).start()
+    assert not replica.should_commit()
+    assert str(replica.errored()) == "lost"
+
+
+def test_a_future_of_the_users_that_takes_too_long_fails_the_step(stage: Stage) -> None:
+    replica, future = stage.start(of(1)), Future[int]()
+    wrapped = replica.wrap_future(future, -1, timedelta(milliseconds=1))
+    assert wrapped.result() == -1
+    assert "no result after 0.001 s" in str(replica.errored())
+    assert not replica.should_commit()
+
+
 def test_a_future_wrapped_in_an_earlier_step_does_not_fail_this_one(stage: Stage) -> None:
     future = Future[int]()
-    wrapped = stage.start(of(1)).wrap_future(future, -1)
-    stage.replica.should_commit()
+    wrapped = stage.start(of(1)).wrap_future(future, -1, timedelta(milliseconds=1))
+    assert not stage.replica.should_commit()
     replica = stage.start(of(1))
     future.set_exception(ValueError("late"))
     assert wrapped.result(0) == -1

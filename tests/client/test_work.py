@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from procguard.client.work import CompletedWork, ManagedWork, scaled, zeroed
-from procguard.errors import CollectiveAborted, CollectiveTimeout
+from procguard.client.work import CompletedWork, ManagedWork, WrappedFuture, scaled, zeroed
+from procguard.errors import CollectiveAborted, CollectiveTimeout, UsageError
 
 ABORTED = CollectiveAborted("quorum 1 was aborted", 1)
 NOTHING_S = timedelta(0)
+MINUTE = timedelta(seconds=60)
 TimeoutErrors = (TimeoutError, concurrent.futures.TimeoutError)  # two classes in Python 3.10
 
 
@@ -51,16 +52,17 @@ class Stage:
         self.work = ManagedWork(
             self.inner,
             "buffers",
+            timeout=MINUTE,
             finish=finish or self._finish,
             on_error=self.errors.append,
-            waiting=self._wait,
+            waiting=self.wait,
         )
 
     def _finish(self) -> None:
         assert not self.work.get_future().done(), "nobody sees what is not finished"
         self.finished += 1
 
-    def _wait(self) -> AbstractContextManager[None]:
+    def wait(self) -> AbstractContextManager[None]:
         @contextmanager
         def waiting() -> Iterator[None]:
             self.waiting += 1
@@ -108,9 +110,37 @@ def test_a_wait_that_takes_too_long_is_reported_while_the_work_is_still_in_fligh
     stage = Stage(late)
     assert stage.work.wait(NOTHING_S)
     assert stage.errors == [late]
-    assert not stage.work.get_future().done()
+    assert stage.work.get_future().result() == "buffers", "who waits for the future need not wait longer"
     stage.inner.future.set_exception(ABORTED)  # what the report brings about
     assert stage.work.get_future().result(0) == "buffers"
+
+
+def test_no_wait_is_without_an_end() -> None:
+    stage = Stage(late=CollectiveTimeout("too long", 1))
+    assert stage.work.wait()
+    assert stage.inner.timeouts == [MINUTE]
+    stage = Stage(late=CollectiveTimeout("too long", 1))
+    assert stage.work.get_future().result() == "buffers"
+    assert stage.inner.timeouts == [MINUTE]
+
+
+def test_seconds_without_a_unit_are_refused_before_anything_is_shared() -> None:
+    stage = Stage()
+    with pytest.raises(UsageError, match=r"timeout is 3\.0; give a timedelta"):
+        stage.work.wait(3.0)  # type: ignore[arg-type]
+    assert stage.errors == []
+
+
+def test_a_wrapped_future_that_takes_too_long_is_the_default() -> None:
+    stage, inner = Stage(), Future[str]()
+    wrapped = WrappedFuture(
+        inner, "default", timeout=NOTHING_S, on_error=stage.errors.append, waiting=stage.wait
+    )
+    assert wrapped.get_future().result() == "default"
+    assert "no result after 0 s" in str(stage.errors)
+    inner.set_result("late")
+    assert wrapped.get_future().result() == "default"
+    assert len(stage.errors) == 1
 
 
 def test_buffers_that_cannot_be_divided_end_the_work_all_the_same() -> None:

@@ -17,6 +17,7 @@ from queue import Queue
 from typing import Any
 
 from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_keys import MemberKeys
 from procguard.codec import decode, encode
 from procguard.messages import Message
 
@@ -113,9 +114,12 @@ class Lighthouse(Running):
         self.epoch: int = line["epoch"]
         return self
 
+    keys: MemberKeys | None = None
+    """To ask with, where it asks for keys."""
+
     def answer(self, message: Message) -> Message:
         """What it answers to one message on a connection of its own."""
-        with closing(ZmqMemberTransport("127.0.0.1", self.port)) as transport:
+        with closing(ZmqMemberTransport("127.0.0.1", self.port, self.keys)) as transport:
             transport.send(encode(message))
             transport.wait(DEADLINE_S)
             (frame,) = transport.receive(1)

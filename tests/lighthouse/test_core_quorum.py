@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from procguard.lighthouse import core
 from procguard.lighthouse.events import Log, Publish, Send
+from procguard.lighthouse.quorum import Formed, Waiting
 from procguard.messages import (
     MemberState,
     NoticeBatch,
@@ -52,6 +56,27 @@ class TestForming:
         formed = [effect for effect in story.effects[before:] if isinstance(effect, Send)]
         assert [type(effect.message) for effect in formed] == [QuorumFormed]
         assert len(formed[0].peers) == 200
+
+    def test_requests_that_come_one_by_one_cost_a_decision_only_where_it_may_change(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        decisions: list[Formed | Waiting] = []
+        real = core.decide
+
+        def counting(*situation: Any) -> Formed | Waiting:
+            decisions.append(real(*situation))
+            return decisions[-1]
+
+        names = [f"r{number:03d}" for number in range(200)]
+        story = story_of(*names)
+        monkeypatch.setattr(core, "decide", counting)
+        for name in names:
+            story.ask(name)
+        assert [type(outcome) for outcome in decisions] == [Waiting, Waiting, Formed]  # first, majority, all
+
+        story.ask("r000", shrink_only=True)  # may mean another whole: worth a look
+        story.ask("r001", shrink_only=True)
+        assert len(decisions) == 5
 
     def test_the_id_stays_while_the_membership_does(self) -> None:
         story = Story()

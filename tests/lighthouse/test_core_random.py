@@ -27,6 +27,7 @@ from procguard.messages import (
     CauseKind,
     Claim,
     Incarnation,
+    Kill,
     Leave,
     MemberState,
     NoticeBatch,
@@ -252,6 +253,12 @@ class Chaos(RuleBasedStateMachine):
         person = self.person(index)
         token = person.token if by_token else b""
         self.tell(b"guard", Obituary(person.job_id, token, person.process, Cause(kind)))
+
+    @rule(index=who, operator=st.sampled_from(["", "ann", "ann"]))
+    def kill(self, index: int, operator: str) -> None:
+        person = self.person(index)
+        life = person.incarnation or Incarnation(EPOCH, 1)
+        self.story.tell(Received(b"keyboard", Kill(person.job_id, person.replica_id, life), operator))
 
     @rule(index=who, held=st.booleans())
     def connection(self, index: int, held: bool) -> None:

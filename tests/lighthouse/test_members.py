@@ -30,6 +30,8 @@ TABLE = [
     (ALIVE, Trigger.SUPERSEDED, FAILED),
     (SUSPECT, Trigger.SUPERSEDED, FAILED),
     (SUSPECT, Trigger.NOT_RETURNED, FAILED),
+    (ALIVE, Trigger.OPERATOR, FAILED),
+    (SUSPECT, Trigger.OPERATOR, FAILED),
     (ALIVE, Trigger.LEAVE, LEFT),
     (SUSPECT, Trigger.LEAVE, LEFT),
 ]

@@ -11,20 +11,32 @@ from collections.abc import Callable
 
 import pytest
 
-from procguard.adapters.base import Frame, HandshakeFailed, Inbound, Subscribed, Unsubscribed
+from procguard.adapters.base import (
+    Frame,
+    HandshakeFailed,
+    Inbound,
+    KeyRefused,
+    KeysRead,
+    OperatorFrame,
+    Subscribed,
+    Unsubscribed,
+)
 from procguard.adapters.memory import MemoryNetwork
 from procguard.codec import decode, encode
 from procguard.errors import StateError
 from procguard.lighthouse.core import Core
 from procguard.lighthouse.events import Effect, Event, Received
 from procguard.lighthouse.roster import Options
-from procguard.lighthouse.service import BATCH_COUNT_MAX, Service
+from procguard.lighthouse.service import BATCH_COUNT_MAX, REFUSALS_KEPT_MAX, Service
 from procguard.messages import (
     Beacon,
     CauseKind,
     Heartbeat,
     Hello,
     Incarnation,
+    Kill,
+    Killed,
+    KillResult,
     Leave,
     MemberState,
     Message,
@@ -264,7 +276,7 @@ def test_frames_gather_only_when_they_come_fast(lighthouse: Lighthouse) -> None:
 
     assert run(1) == 0  # 1,000 a second
     assert run(5) > 200
-    assert set(lighthouse.pauses) == {0.001}
+    assert max(lighthouse.pauses) == 0.001
     run(1)  # it takes a window to notice
     assert run(1) == 0
 
@@ -319,6 +331,51 @@ def test_a_stranger_on_the_port_is_told_once_a_second(
     lighthouse.turn()
     assert caplog.text.count("an HTTP client, it seems") == 1
     assert lighthouse.counter("failed handshakes") == 50
+
+
+def test_a_wrong_key_is_told_once_and_each_time_counted(
+    lighthouse: Lighthouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = KeyRefused("refused keys", "key 0123 was turned away")
+    for _ in range(3):
+        lighthouse.wire.inbox.extend([refused] * 50)
+        lighthouse.turn()
+        lighthouse.clock.sleep(10.0)
+    assert caplog.text.count("Refused: key 0123 was turned away") == 1
+    assert lighthouse.counter("refused keys") == 150
+
+
+def test_many_wrong_keys_are_told_once_a_second_and_forgotten(
+    lighthouse: Lighthouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = 3 * REFUSALS_KEPT_MAX
+    lighthouse.wire.inbox.extend([KeyRefused("refused keys", f"key {n}") for n in range(count)])
+    lighthouse.turn()
+    assert caplog.text.count("Refused: key") == 1
+    assert len(lighthouse.service._refused) == REFUSALS_KEPT_MAX
+    assert lighthouse.counter("refused keys") == count
+
+
+def test_a_list_read_again_is_told_and_so_is_a_key_refused_since(
+    lighthouse: Lighthouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = KeyRefused("refused keys", "key 0123")
+    for inbound in (refused, KeysRead("The allow-list was read again: 1 added (c), 4 keys"), refused):
+        lighthouse.wire.inbox.append(inbound)
+        lighthouse.turn()
+        lighthouse.clock.sleep(10.0)
+    assert caplog.text.count("The allow-list was read again: 1 added (c)") == 1
+    assert caplog.text.count("Refused: key 0123") == 2
+
+
+def test_the_core_learns_which_operator_speaks(lighthouse: Lighthouse) -> None:
+    incarnation = lighthouse.join("a")
+    kill = encode(Kill("train", "a", incarnation))
+    lighthouse.wire.inbox.extend([Frame(b"peer", kill), OperatorFrame(b"op", kill, "ann")])
+    lighthouse.turn()
+    answers = {peer: answer.result for peer, answer in lighthouse.wire.sent if isinstance(answer, Killed)}
+    assert answers == {b"peer": KillResult.NOT_ALLOWED, b"op": KillResult.DONE}
+    assert lighthouse.state("a") is MemberState.FAILED
 
 
 def test_an_answer_that_cannot_be_delivered_is_counted(lighthouse: Lighthouse) -> None:

@@ -1,0 +1,118 @@
+"""``procguard kill``: an operator ends a replica's incarnation; its group is told, and it has to join again.
+
+Who may say so is decided by the lighthouse, by the key of the connection. The incarnation is looked up first
+and named, so that a request that is sent twice never ends the life that came after.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import click
+
+from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_keys import VARIABLE, MemberKeys
+from procguard.codec import decode, encode
+from procguard.env import parse_name
+from procguard.errors import LighthouseRejected, LighthouseUnreachable, ProtocolError, UsageError
+from procguard.messages import JobView, Kill, Killed, KillResult, MemberState, MemberView, Snapshot
+from procguard.status import PATIENCE_S, Target, ask, find, keys_option, parsed, timeout_of, timeout_option
+
+NAMES_SHOWN_MAX = 20
+KEYS_NEEDED = (
+    "needs an operator's key: make one with `procguard keys add DIR NAME --operator` where the lighthouse's "
+    f"--keys are, and name its file with --keys or {VARIABLE}"
+)
+
+
+def choose(snapshot: Snapshot, replica_id: str, job_id: str) -> tuple[str, MemberView]:
+    """The living member that is meant, and its job.
+
+    Raises:
+        UsageError: there is none of that name, or one in several jobs.
+    """
+    found = [
+        (job.job_id, member)
+        for job in snapshot.jobs
+        for member in job.members
+        if member.replica_id == replica_id and job_id in ("", job.job_id)
+    ]
+    living = [(job, member) for job, member in found if member.state <= MemberState.SUSPECT]
+    if len(living) == 1:
+        return living[0]
+    if living:
+        jobs = ", ".join(job for job, _ in living)
+        raise UsageError(f"replica {replica_id} is in several jobs ({jobs}): name one with --job")
+    if found:
+        job, member = found[0]
+        state = member.state.name.lower()
+        raise UsageError(f"replica {replica_id} of job {job} has {state} already: {member.cause}")
+    where = f"in job {job_id}" if job_id else "in any job"
+    raise UsageError(f"no replica {replica_id} {where}; there is {_names(snapshot.jobs, job_id)}")
+
+
+def _names(jobs: tuple[JobView, ...], job_id: str) -> str:
+    names = [
+        f"{member.replica_id} (job {job.job_id})"
+        for job in jobs
+        for member in job.members
+        if job_id in ("", job.job_id) and member.state <= MemberState.SUSPECT
+    ]
+    more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+    return ", ".join(names[:NAMES_SHOWN_MAX]) + more if names else "nobody"
+
+
+def end(target: Target, kill: Kill, keys: MemberKeys, timeout_s: float) -> KillResult:
+    """Say it until it is answered.
+
+    Raises:
+        LighthouseUnreachable: it was not, in time.
+    """
+    address = target.address
+    with closing(ZmqMemberTransport(address.host, address.port, keys)) as transport:
+        until = time.monotonic() + timeout_s
+        while (left_s := until - time.monotonic()) > 0:
+            transport.send(encode(kill))
+            transport.wait(min(left_s, PATIENCE_S))
+            for frame in transport.receive(count_max=1):
+                try:
+                    answer = decode(frame)
+                except ProtocolError:
+                    continue
+                if isinstance(answer, Killed):
+                    return answer.result
+            transport.reconnect()
+    raise LighthouseUnreachable(
+        f"The lighthouse at {address} did not answer within {timeout_s:g} s: whether the replica was ended "
+        "is not known; see `procguard status`, or ask again"
+    )
+
+
+@click.command()
+@click.argument("replica_id", metavar="REPLICA")
+@click.option("--job", default="", metavar="ID", help="Where several jobs have a replica of that name.")
+@click.option("--lighthouse", metavar="ADDRESS", help="As of `procguard status`.")
+@keys_option
+@timeout_option
+def kill(replica_id: str, job: str, lighthouse: str | None, keys: str | None, timeout: str) -> None:
+    """End a replica's present life: the others go on without it, and it has to join again.
+
+    Its process is not touched. Needs an operator's key.
+    """
+    name = parsed("REPLICA", parse_name, replica_id)
+    target = find(lighthouse, keys)
+    if target.keys is None:
+        raise UsageError(f"procguard kill {KEYS_NEEDED}")
+    wanted_job = parsed("--job", parse_name, job) if job else ""
+    snapshot = ask(target, wanted_job, timeout_s := timeout_of(timeout))
+    job_id, member = choose(snapshot, name, wanted_job)
+    result = end(target, Kill(job_id, name, member.incarnation), target.keys, timeout_s)
+    if result is KillResult.NOT_ALLOWED:
+        raise LighthouseRejected(
+            f"the lighthouse at {target.address} refused: {target.keys.role} {target.keys.name} "
+            f"({target.keys.origin}) is no operator. procguard kill {KEYS_NEEDED}"
+        )
+    if result is KillResult.UNKNOWN:
+        raise LighthouseRejected(f"replica {name} has gone from the lighthouse at {target.address} meanwhile")
+    click.echo(f"Replica {name} of job {job_id}: incarnation {member.incarnation} is over")
