@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from procguard.sim.fleet import Fleet, run
 from procguard.sim.many import replay_line
-from procguard.sim.schedule import Fault, Kind, Schedule, mass_death, one_hangs, schedule_of
+from procguard.sim.schedule import Fault, Kind, Schedule, mass_death, one_hangs, schedule_of, undisturbed
 from tests.test_house import REPOSITORY
-
-CALM = schedule_of(1, 3, 3)
 
 
 def calm(*faults: Fault) -> Schedule:
     """Three members on a good network, and these faults only."""
-    plain = {"delay_s": 0.0005, "jitter_s": 0.0001, "loss": 0.0, "min_replicas": 1, "progress_timeout_s": 0.0}
-    return Schedule(**{**vars(CALM), **plain, "faults": faults})
+    return replace(undisturbed(3), faults=faults)
 
 
 def fault(kind: Kind, *who: str, at: float = 5.0, length_s: float = 1.0, mode: str = "") -> Fault:
