@@ -57,9 +57,10 @@ def _one_hangs() -> list[Violation]:
 
 
 def _split_commit() -> list[Violation]:
-    """One dies as a collective completes. Another commits the step, and is lost to the lighthouse at once; the
-    third, for which the collective was lost, does the step again without it. When the two meet, both are
-    at the same step, with different states."""
+    """One commits a step which another loses and does again; they meet at one step, with different states.
+
+    A third dies as the collective completes, and the one that commits is lost to the lighthouse at once.
+    """
     for seed in range(1, SPLITS + 1):
         calm = replace(undisturbed(3, seed), step_s=1.5)
         told: list[str] = []
