@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 
@@ -51,7 +52,10 @@ def main(schedules: int, seed: int, members: tuple[int, int], jobs: int, as_json
                 click.echo(f"seed {result.seed}: {result.violations[0]}")
                 click.echo(f"  {replay_line(result.seed, members)}")
     seconds = time.monotonic() - began_at
-    report = {**totals, "virtual_s": round(virtual_s), "seconds": round(seconds, 1), "failed": len(failed)}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = round(used.ru_utime + used.ru_stime, 1)
+    spent = {"virtual_s": round(virtual_s), "seconds": round(seconds, 1), "cpu_s": cpu_s}
+    report = {**totals, **spent, "failed": len(failed)}
     if as_json:
         shown = [
             {
@@ -65,7 +69,9 @@ def main(schedules: int, seed: int, members: tuple[int, int], jobs: int, as_json
     else:
         done = ", ".join(f"{count} {what}" for what, count in totals.items())
         hours = virtual_s / 3600
-        click.echo(f"{done}, {hours:.1f} virtual hours in {seconds:.1f} s: {len(failed)} failed")
+        click.echo(
+            f"{done}, {hours:.1f} virtual hours in {seconds:.1f} s ({cpu_s} s of CPU): {len(failed)} failed"
+        )
     sys.exit(bool(failed))
 
 

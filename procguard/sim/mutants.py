@@ -17,6 +17,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +26,12 @@ import click
 from procguard.sim.crowd import graveyard
 from procguard.sim.fleet import run
 from procguard.sim.invariants import Violation
-from procguard.sim.schedule import mass_death, one_hangs, schedule_of
+from procguard.sim.schedule import Fault, Kind, mass_death, one_hangs, schedule_of, undisturbed
 
 SCHEDULES_MAX = 200
 UNBROKEN_SCHEDULES = 50
+SPLITS = 4
+"""Seeds tried, until chance has a collective complete at one and not at the other."""
 MEMBERS = (2, 8)
 UNBROKEN = "unbroken"
 PACKAGE = "procguard"
@@ -51,6 +54,30 @@ def _mass_death() -> list[Violation]:
 
 def _one_hangs() -> list[Violation]:
     return run(one_hangs()).violations
+
+
+def _split_commit() -> list[Violation]:
+    """One commits a step which another loses and does again; they meet at one step, with different states.
+
+    A third dies as the collective completes, and the one that commits is lost to the lighthouse at once.
+    """
+    for seed in range(1, SPLITS + 1):
+        calm = replace(undisturbed(3, seed), step_s=1.5)
+        told: list[str] = []
+        run(calm, told.append)
+        commits = [line.split() for line in told if "commits step" in line]
+        firsts = {int(words[4]): (float(words[0]), words[1].partition("#")[0]) for words in reversed(commits)}
+        for when, first in list(firsts.values())[:-4:2]:
+            victim = next(name for name in calm.names if name != first)
+            faults = (
+                Fault(when + 0.0001, Kind.CRASH, (victim,), 5.0, 0.0, ""),
+                Fault(when + 0.0002, Kind.PARTITION, (first,), 0.5, 0.0, "both"),
+                Fault(when + 0.0003, Kind.CUT, (first,), 0.5, 1.0, "heard"),
+            )
+            violations = run(replace(calm, faults=faults)).violations
+            if violations:
+                return violations
+    return []
 
 
 MUTANTS = (
@@ -230,10 +257,10 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a listener does not introduce itself to a restarted lighthouse",
-        "client.session:Session._hello_wanted",
-        "        self._introduce(now)\n",
-        "        pass\n",
+        "a listener beats on for the life before",
+        "client.session:Session._enrol",
+        "    self._incarnation, self._quorum = enrol.hello.claim\n",
+        "    if self.state is State.NEW:\n        self._incarnation, self._quorum = enrol.hello.claim\n",
     ),
     Mutant(
         "a listener that ended is not replaced",
@@ -242,16 +269,17 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a request is not repeated",
-        "client.requests:Requests._request",
-        "self._retry_at = now + self._retry_s",
-        "self._retry_at = inf",
+        "the listener is not told of a new life",
+        "client.companion:Companion.enrol",
+        "    self.tell(enrol)\n",
+        "    pass\n",
     ),
     Mutant(
         "who is up to date is told by the step alone",
         "client.recovery_plan:_state_of",
         "return participant.step, participant.committed_in",
         "return participant.step, 0",
+        _split_commit,
     ),
     Mutant(
         "a healing replica's gradient counts",
@@ -307,7 +335,7 @@ def hunt(name: str) -> Caught:
         make(mutant)
     scenarios: list[Callable[[], list[Violation]]] = []
     if mutant is None:
-        scenarios = [_mass_death, _one_hangs, graveyard]
+        scenarios = [_mass_death, _one_hangs, _split_commit, graveyard]
     elif mutant.scenario is not None:
         scenarios = [mutant.scenario]
     seeds = range(1, (SCHEDULES_MAX if mutant is not None else UNBROKEN_SCHEDULES) + 1)

@@ -121,7 +121,7 @@ def schedule_of(seed: int, low: int = 2, high: int = 64) -> Schedule:
         names=names,
         min_replicas=min_replicas,
         settings=settings,
-        step_s=random.uniform(0.25, 0.6),
+        step_s=random.uniform(0.4, 1.0),
         timeout_s=4.0,
         quorum_timeout_s=60.0,
         progress_timeout_s=random.choice([0.0, 0.0, 2.0]),
@@ -186,7 +186,7 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
 
 def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
     """So many of so many die at once, and the lighthouse, held up, learns of all in one batch."""
-    calm = schedule_of(seed, members, members)
+    calm = undisturbed(members, seed)
     doomed = calm.names[:dying]
     faults = (
         Fault(6.0, Kind.LIGHTHOUSE_PAUSE, (), 0.5, 0.0, "stop"),
@@ -194,14 +194,25 @@ def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
         Fault(6.2, Kind.NOTICE_LOSS, (), 1.0, 0.5, ""),
     )
     step_s = max(1.0, members / 100)  # a quorum of hundreds is told to hundreds, step after step
-    return replace(calm, faults=faults, min_replicas=1, step_s=step_s, loss=0.0, progress_timeout_s=0.0)
+    return replace(calm, faults=faults, step_s=step_s)
 
 
-def one_hangs(seed: int = 1) -> Schedule:
-    """One of three computes until its peers' collective has timed out; they wait for it, and all go on."""
-    calm = schedule_of(seed, 3, 3)
-    settings = calm.settings._replace(join_timeout_s=15.0)
-    faults = (Fault(6.0, Kind.HANG, calm.names[:1], 5.5, 0.0, ""),)
+def undisturbed(members: int, seed: int = 1) -> Schedule:
+    """So many on a good network, and nothing goes wrong."""
     return replace(
-        calm, faults=faults, settings=settings, min_replicas=1, step_s=0.3, loss=0.0, progress_timeout_s=0.0
+        schedule_of(seed, members, members),
+        faults=(),
+        min_replicas=1,
+        step_s=0.5,
+        delay_s=0.0005,
+        jitter_s=0.0001,
+        loss=0.0,
+        progress_timeout_s=0.0,
     )
+
+
+def one_hangs() -> Schedule:
+    """One of three computes until its peers' collective has timed out; they wait for it, and all go on."""
+    calm = undisturbed(3)
+    settings = calm.settings._replace(join_timeout_s=15.0)
+    return replace(calm, faults=(Fault(6.0, Kind.HANG, calm.names[:1], 5.5, 0.0, ""),), settings=settings)

@@ -11,7 +11,7 @@ import pytest
 
 from procguard.sim.mutants import MUTANTS, PACKAGE, Mutant, hunt
 
-QUICK = ("min_replicas is not checked", "any notice aborts", "a quorum is said once, and not given again")
+QUICK = ("an old answer is given to a new round", "a healing replica's gradient counts")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
@@ -31,4 +31,4 @@ def test_there_are_twenty_and_more_of_them_with_different_names() -> None:
 def test_a_mutant_is_caught() -> None:
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         caught = [each.invariant for each in pool.imap(hunt, QUICK)]
-    assert caught == ["right-members", "abort-inside", "stuck"]
+    assert caught == ["stuck", "same-state"]
