@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/procguard demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 4 --dist worksteal # four at a time also on two cores: they mostly wait for processes
+	$(BIN)/python -m pytest -q -n logical --dist worksteal
 
 check: lint test
 
