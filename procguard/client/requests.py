@@ -95,6 +95,8 @@ class Requests:
         """Where our replica group's rank 0 serves; found by ``lookup``."""
         self.refusal: Rejected | None = None
         """The last answer to Hello that was a no; for good unless it is ID_IN_USE."""
+        self._first = 0, 0
+        """Epoch and last notice of the first Welcome: what came before is not for us."""
         self._claim: QuorumClaim | None = None
         self._over = False
         self._over_since = 0
@@ -258,6 +260,10 @@ class Requests:
         if returns and welcome.epoch <= self._over_since:
             return  # an answer to what we said before it was over
         self.epoch = welcome.epoch
+        if known is not None:  # who goes on living wants to hear what was published meanwhile, too
+            welcome = welcome._replace(seq=self._first[1] if welcome.epoch == self._first[0] else 0)
+        else:
+            self._first = welcome.epoch, welcome.seq
         self.welcome = welcome
         self.refusal = None
         self._over = False

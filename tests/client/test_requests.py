@@ -223,6 +223,19 @@ def test_a_life_that_ended_in_silence_of_which_the_listener_said_nothing_is_the_
     assert Unheard() not in talk.got(Rejoin(TOKEN, life(4), Cause(CauseKind.HEARTBEAT_TIMEOUT)))
 
 
+def test_a_later_life_hears_what_was_published_since_the_first_began() -> None:
+    talk = Conversation()
+    talk.join()
+    talk.got(welcome(1, seq=5))
+    talk.ask()
+    talk.got(Rejoin(TOKEN, life(1), STOPPED))
+    again = talk.got(welcome(4, seq=9))
+    assert again[0] == Reborn(welcome(4, seq=5)), "a new listener would miss 6 to 9"
+    talk.got(Rejoin(TOKEN, life(4), STOPPED))
+    later = talk.got(welcome(7, epoch=EPOCH + 1, seq=3))
+    assert later[0] == Reborn(welcome(7, epoch=EPOCH + 1, seq=0)), "another lighthouse counts anew"
+
+
 def test_a_repeated_rejoin_or_a_late_welcome_of_the_old_life_changes_nothing() -> None:
     talk = Conversation().member(1)
     talk.ask()
