@@ -6,18 +6,14 @@ and named, so that a request that is sent twice never ends the life that came af
 
 from __future__ import annotations
 
-import time
-from contextlib import closing
-
 import click
 
-from procguard.adapters.zmq import ZmqMemberTransport
-from procguard.adapters.zmq_keys import VARIABLE, MemberKeys
-from procguard.codec import decode, encode
+from procguard.adapters.zmq_keys import VARIABLE
+from procguard.codec import decode
 from procguard.env import parse_name
 from procguard.errors import LighthouseRejected, LighthouseUnreachable, ProtocolError, UsageError
 from procguard.messages import JobView, Kill, Killed, KillResult, MemberState, MemberView, Snapshot
-from procguard.status import PATIENCE_S, Target, ask, find, keys_option, parsed, timeout_of, timeout_option
+from procguard.status import Target, ask, exchange, find, keys_option, parsed, timeout_of, timeout_option
 
 NAMES_SHOWN_MAX = 20
 KEYS_NEEDED = (
@@ -63,30 +59,25 @@ def _names(jobs: tuple[JobView, ...], job_id: str) -> str:
     return ", ".join(names[:NAMES_SHOWN_MAX]) + more if names else "nobody"
 
 
-def end(target: Target, kill: Kill, keys: MemberKeys, timeout_s: float) -> KillResult:
+def end(target: Target, kill: Kill, timeout_s: float) -> KillResult:
     """Say it until it is answered.
 
     Raises:
         LighthouseUnreachable: it was not, in time.
     """
-    address = target.address
-    with closing(ZmqMemberTransport(address.host, address.port, keys)) as transport:
-        until = time.monotonic() + timeout_s
-        while (left_s := until - time.monotonic()) > 0:
-            transport.send(encode(kill))
-            transport.wait(min(left_s, PATIENCE_S))
-            for frame in transport.receive(count_max=1):
-                try:
-                    answer = decode(frame)
-                except ProtocolError:
-                    continue
-                if isinstance(answer, Killed):
-                    return answer.result
-            transport.reconnect()
-    raise LighthouseUnreachable(
-        f"The lighthouse at {address} did not answer within {timeout_s:g} s: whether the replica was ended "
-        "is not known; see `procguard status`, or ask again"
-    )
+    try:
+        return exchange(target, kill, _result_in, timeout_s)
+    except LighthouseUnreachable as error:
+        text = f"Whether the replica was ended is not known; see `procguard status`, or ask again. {error}"
+        raise LighthouseUnreachable(text) from None
+
+
+def _result_in(frame: bytes) -> KillResult | None:
+    try:
+        answer = decode(frame)
+    except ProtocolError:
+        return None
+    return answer.result if isinstance(answer, Killed) else None
 
 
 @click.command()
@@ -107,7 +98,7 @@ def kill(replica_id: str, job: str, lighthouse: str | None, keys: str | None, ti
     wanted_job = parsed("--job", parse_name, job) if job else ""
     snapshot = ask(target, wanted_job, timeout_s := timeout_of(timeout))
     job_id, member = choose(snapshot, name, wanted_job)
-    result = end(target, Kill(job_id, name, member.incarnation), target.keys, timeout_s)
+    result = end(target, Kill(job_id, name, member.incarnation), timeout_s)
     if result is KillResult.NOT_ALLOWED:
         raise LighthouseRejected(
             f"the lighthouse at {target.address} refused: {target.keys.role} {target.keys.name} "

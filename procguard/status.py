@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +42,7 @@ from procguard.messages import (
     JobView,
     MemberState,
     MemberView,
+    Message,
     NoticeView,
     QuorumId,
     QuorumWaiting,
@@ -100,14 +102,25 @@ def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
         LighthouseUnreachable: no answer in time.
         LighthouseError: an answer, but none that this version understands.
     """
+    return exchange(target, SnapshotRequest(job_id), partial(_snapshot_in, target.address), timeout_s)
+
+
+def exchange(target: Target, question: Message, read: Callable[[bytes], T | None], timeout_s: float) -> T:
+    """Ask until ``read`` makes something of what is answered.
+
+    Raises:
+        LighthouseUnreachable: it did not, in time.
+    """
     address = target.address
     with closing(ZmqMemberTransport(address.host, address.port, target.keys)) as transport:
         until = time.monotonic() + timeout_s
         while (left_s := until - time.monotonic()) > 0:
-            transport.send(encode(SnapshotRequest(job_id)))
+            transport.send(encode(question))
             transport.wait(min(left_s, PATIENCE_S))
             for frame in transport.receive(count_max=1):
-                return _snapshot_in(frame, address)
+                answer = read(frame)
+                if answer is not None:
+                    return answer
             transport.reconnect()  # the other of a name's addresses, perhaps
         refused = transport.explain()
     if refused:
@@ -119,7 +132,7 @@ def ask(target: Target, job_id: str, timeout_s: float) -> Snapshot:
     )
 
 
-def _snapshot_in(frame: bytes, address: Address) -> Snapshot:
+def _snapshot_in(address: Address, frame: bytes) -> Snapshot:
     try:
         answer = decode(frame)
     except ProtocolError as error:

@@ -58,8 +58,8 @@ def test_one_that_cannot_be_meant(name: str, job_id: str, said: str) -> None:
 
 def test_without_an_answer_the_outcome_is_not_known(tmp_path: Path) -> None:
     kill = Kill("train", "a", Incarnation(1, 1))
-    with pytest.raises(LighthouseUnreachable, match="whether the replica was ended is not known"):
-        end(Target(Address("127.0.0.1", 1), "said here"), kill, Keys(tmp_path / "keys").operator, 0.05)
+    with pytest.raises(LighthouseUnreachable, match="Whether the replica was ended is not known"):
+        end(Target(Address("127.0.0.1", 1), "said here", Keys(tmp_path / "keys").operator), kill, 0.05)
 
 
 def test_a_key_is_asked_for_before_anything_else() -> None:

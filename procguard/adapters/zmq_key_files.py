@@ -30,6 +30,7 @@ from zmq.utils import z85
 from procguard.adapters.zmq_keys import (
     LIGHTHOUSE,
     MEMBER,
+    MEMBER_WORDS,
     OPERATOR,
     VARIABLE,
     Listed,
@@ -206,11 +207,8 @@ def read_member(path: Path) -> MemberKeys:
     require_curve()
     text = _read_secret(path)
     keys = MemberKeys.from_text(text, str(path))
-    _check_pair(keys.public, read_words(text, str(path), _MEMBER_WORDS)["secret"], path)
+    _check_pair(keys.public, read_words(text, str(path), MEMBER_WORDS)["secret"], path)
     return keys
-
-
-_MEMBER_WORDS = ("role", "name", "public", "secret", "lighthouse")
 
 
 def find_member(path: Path, name: str) -> Path:

@@ -21,6 +21,8 @@ VARIABLE = "PROCGUARD_KEYS"
 KEY_DIGITS = 64
 FINGERPRINT_DIGITS = 16
 MEMBER, OPERATOR, LIGHTHOUSE = "member", "operator", "lighthouse"
+MEMBER_WORDS = ("role", "name", "public", "secret", "lighthouse")
+"""Of the key file of a member or an operator."""
 
 
 class Listed(NamedTuple):
@@ -91,7 +93,7 @@ class MemberKeys:
     @classmethod
     def from_text(cls, text: str, origin: str) -> MemberKeys:
         """Raises ``ConfigError``, which names ``origin`` and never shows what stands in it."""
-        words = read_words(text, origin, ("role", "name", "public", "secret", "lighthouse"))
+        words = read_words(text, origin, MEMBER_WORDS)
         if words["role"] not in (MEMBER, OPERATOR):
             raise ConfigError(
                 f"{origin}: the key of a {LIGHTHOUSE}, but a member's or an operator's is wanted"
@@ -141,8 +143,8 @@ def require_curve() -> None:
     """Raises ``ConfigError`` where libzmq was built without CURVE."""
     if not zmq.has("curve"):
         raise ConfigError(
-            "keys are asked for, but this machine's libzmq was built without CURVE: install the pyzmq wheel "
-            "from PyPI (it has it), or a libzmq built with libsodium"
+            "keys are asked for, but this machine's libzmq was built without CURVE: install pyzmq's "
+            "wheel, which has it, or a libzmq built with libsodium"
         )
 
 
