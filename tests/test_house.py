@@ -45,11 +45,16 @@ ANY = Anything()
 LAYERS = {
     "noun": Layer(third_party=("msgpack",)),  # the words all others speak
     "pure": Layer(own_folder=("pure",), pure=True),  # decisions
+    "model": Layer(own_folder=("model",), third_party=("pydantic", "pydantic_core")),  # validated settings
     "port": Layer(),  # the shape of an adapter: a shell holds one without knowing which
-    "shell": Layer(own_folder=("pure", "shell"), anywhere=("noun", "port"), third_party=ANY),  # loops
+    "shell": Layer(  # loops
+        own_folder=("pure", "shell"), anywhere=("noun", "model", "port"), third_party=ANY
+    ),
     "adapter": Layer(anywhere=("noun", "port"), third_party=ANY),  # the outside world
     "door": Layer(  # where people come in and the rest is wired
-        own_folder=("pure", "shell", "door"), anywhere=("noun", "port", "adapter", "door"), third_party=ANY
+        own_folder=("pure", "shell", "door"),
+        anywhere=("noun", "model", "port", "adapter", "door"),
+        third_party=ANY,
     ),
     "stage": Layer(  # the simulator: sets lighthouse and client, as they are, before a world of its own
         own_folder=("stage",), anywhere=("noun", "port", "pure", "shell"), third_party=("click",)
@@ -68,6 +73,8 @@ ROOMS = {
     "main": "door",
     "messages": "noun",
     "status": "door",
+    "supervisor.__init__": "door",
+    "worker_config": "model",
     "worker_launcher": "door",
     "adapters.__init__": "port",
     "adapters.base": "port",

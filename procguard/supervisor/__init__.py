@@ -1,0 +1,3 @@
+"""The guard's side: worker processes, their health, and what is done when one fails."""
+
+from __future__ import annotations
