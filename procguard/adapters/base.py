@@ -28,6 +28,12 @@ class Frame(NamedTuple):
     payload: bytes
 
 
+class Aside(NamedTuple):
+    """Bytes that came up the notice connection, on which nothing can be answered."""
+
+    payload: bytes
+
+
 class OperatorFrame(NamedTuple):
     """Bytes from a connection that has proved to hold this operator's key."""
 
@@ -69,7 +75,7 @@ class KeysRead(NamedTuple):
     text: str
 
 
-Inbound = Frame | OperatorFrame | Subscribed | Unsubscribed | HandshakeFailed | KeyRefused | KeysRead
+Inbound = Frame | Aside | OperatorFrame | Subscribed | Unsubscribed | HandshakeFailed | KeyRefused | KeysRead
 
 
 class LighthouseTransport(Protocol):
@@ -147,6 +153,14 @@ class MemberTransport(Protocol):
 
     def send(self, frame: bytes) -> bool:
         """Queue a frame for the lighthouse, connected or not; False when the bounded queue is full."""
+        ...
+
+    def send_aside(self, frame: bytes) -> bool:
+        """``send`` by another way, if there is one: up the connection on which notices come down.
+
+        A packet that is lost holds up what was sent after it in the same connection, not in the other.
+        For what wants no answer. False when it was dropped.
+        """
         ...
 
     def listen(self, notice_port: int, topics: Iterable[bytes]) -> None:

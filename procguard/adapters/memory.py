@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import TypeVar
 
-from procguard.adapters.base import Frame, Inbound, Subscribed, Unsubscribed
+from procguard.adapters.base import Aside, Frame, Inbound, Subscribed, Unsubscribed
 from procguard.messages import ANSWER_BYTES_MAX, DEFAULT_PORT, FRAME_BYTES_MAX
 
 QUEUE_COUNT_MAX = 1000
@@ -149,6 +149,12 @@ class MemoryMember:
             return False
         self._unread_count += 1
         self._lighthouse._arrived.append(Frame(self._peer, frame))
+        return True
+
+    def send_aside(self, frame: bytes) -> bool:
+        if self._lighthouse is None or not self._heard_topics():
+            return self.send(frame)
+        self._lighthouse._arrived.append(Aside(frame))
         return True
 
     def listen(self, notice_port: int, topics: Iterable[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The wire over ZeroMQ: ROUTER and XPUB at the lighthouse, DEALER and SUB at a member.
+"""The wire over ZeroMQ: ROUTER and XPUB at the lighthouse, DEALER and XSUB at a member.
 
 One frame a message, copied, a plain poller and a bounded drain that never blocks: the fastest of the ways
 measured (asyncio and several frames a message are slower). What a member sends is taken as libzmq's own
@@ -37,6 +37,7 @@ from contextlib import suppress
 import zmq
 
 from procguard.adapters.base import (
+    Aside,
     Frame,
     HandshakeFailed,
     Inbound,
@@ -50,6 +51,7 @@ from procguard.adapters.zmq_doorkeeper import Doorkeeper
 from procguard.adapters.zmq_handshakes import Handshakes, watch_handshakes, why_refused
 from procguard.adapters.zmq_keys import OPERATOR, MemberKeys, ServerKeys, fingerprint
 from procguard.adapters.zmq_sockets import (
+    ASIDE_BYTES_MAX,
     CLIENT,
     PORT_MAX,
     ROUTER,
@@ -112,11 +114,11 @@ class ZmqLighthouseTransport:
             self.close()
             raise
         self._handshakes = Handshakes(self._port, self._notice_port, with_keys=keys is not None)
-        self._in_parts = False
+        self._in_parts = self._aside_in_parts = False
         self._sources: deque[tuple[Socket, Callable[[list[Inbound], int], None]]] = deque(
             [
                 (self._router, self._take_frames),
-                (self._xpub, self._take_subscriptions),
+                (self._xpub, self._take_from_listeners),
                 (self._monitor, self._take_failures),
             ]
         )
@@ -173,8 +175,7 @@ class ZmqLighthouseTransport:
         public = str(payload.get("User-Id"))
         listed = doorkeeper.find(public)
         if listed is None:
-            text = f"what key {fingerprint(public)} says is not listened to: it was revoked"
-            return KeyRefused("frames of revoked keys", text)
+            return _revoked(public)
         if listed.role == OPERATOR:
             return OperatorFrame(peer, payload.bytes, listed.name)
         if len(self._plain_members) >= PEERS_KNOWN_MAX:
@@ -200,14 +201,23 @@ class ZmqLighthouseTransport:
         if self._doorkeeper.news:
             self._look_at_list(self._doorkeeper, arrived)
 
-    def _take_subscriptions(self, arrived: list[Inbound], count_max: int) -> None:
+    def _take_from_listeners(self, arrived: list[Inbound], count_max: int) -> None:
+        recv, add = self._xpub.recv, arrived.append
         with suppress(zmq.Again):
             for _ in range(count_max - len(arrived)):
-                change = self._xpub.recv(_NOBLOCK)
-                if change[:1] == b"\1":
-                    arrived.append(Subscribed(change[1:]))
-                elif change[:1] == b"\0":
-                    arrived.append(Unsubscribed(change[1:]))
+                payload = recv(_NOBLOCK, False)
+                in_parts, self._aside_in_parts = self._aside_in_parts, payload.more
+                text = payload.bytes
+                if text[:1] == b"\1":
+                    add(Subscribed(text[1:]))
+                elif text[:1] == b"\0":
+                    add(Unsubscribed(text[1:]))
+                elif in_parts or payload.more:
+                    continue
+                elif self._doorkeeper is None or self._doorkeeper.find(str(payload.get("User-Id"))):
+                    add(Aside(text))
+                else:
+                    add(_revoked(str(payload.get("User-Id"))))
 
     def _take_failures(self, arrived: list[Inbound], count_max: int) -> None:
         with suppress(zmq.Again):
@@ -252,7 +262,8 @@ class ZmqLighthouseTransport:
 
 
 class ZmqMemberTransport:
-    """A member's end: a DEALER, and after ``listen`` a SUB. Connects, and resolves names, on its own time.
+    """A member's end: a DEALER, and after ``listen`` an XSUB, which is a SUB that can also say something.
+    Connects, and resolves names, on its own time.
 
     A lost connection comes back by itself, its subscriptions only while ``wait`` or ``notices`` is called.
 
@@ -296,6 +307,14 @@ class ZmqMemberTransport:
             return False
         return True
 
+    def send_aside(self, frame: bytes) -> bool:
+        if self._sub is None or len(frame) > ASIDE_BYTES_MAX:
+            return self.send(frame)
+        with suppress(zmq.Again):
+            self._sub.send(frame, zmq.NOBLOCK)
+            return True
+        return False
+
     def listen(self, notice_port: int, topics: Iterable[bytes]) -> None:
         wanted = frozenset(topics)
         if self._sub is None or notice_port != self._notice_port:
@@ -303,9 +322,9 @@ class ZmqMemberTransport:
             self._subscribe_afresh()
             return
         for topic in wanted - self._topics:
-            self._sub.subscribe(topic)
+            self._sub.send(b"\1" + topic)
         for topic in self._topics - wanted:
-            self._sub.unsubscribe(topic)
+            self._sub.send(b"\0" + topic)
         self._topics = wanted
 
     def reconnect(self) -> None:
@@ -342,16 +361,16 @@ class ZmqMemberTransport:
             return
         self._closed = True
         if self._sub is not None:
-            self._sub.close(linger=0)  # it has nothing to say
+            self._sub.close(linger=0)  # what it has to say can be lost
         self._dealer.close()
         self._context.term()
 
     def _subscribe_afresh(self) -> None:
         if self._sub is not None:
             self._sub.close(linger=0)
-        self._sub = self._connect(zmq.SUB, self._notice_port)
+        self._sub = self._connect(zmq.XSUB, self._notice_port)
         for topic in self._topics:
-            self._sub.subscribe(topic)
+            self._sub.send(b"\1" + topic)
         self._poller = self._watch()
 
     def _watch(self) -> zmq.Poller:
@@ -384,3 +403,8 @@ def _single_parts(source: Socket, count_max: int) -> list[bytes]:
             if len(parts) == 1:
                 frames.append(parts[0])
     return frames
+
+
+def _revoked(public: str) -> KeyRefused:
+    text = f"what key {fingerprint(public)} says is not listened to: it was revoked"
+    return KeyRefused("frames of revoked keys", text)

@@ -31,7 +31,8 @@ MEMBER_QUEUE_COUNT_MAX = 1000
 NOTICE_QUEUE_COUNT_MAX = 250
 """Notices held for each listener that does not read; it loses what comes beyond, and asks for a resync. So
 many fit the first piece of memory that libzmq takes for a queue: a thousand who never read cost 16 MiB."""
-SUBSCRIPTION_BYTES_MAX = 2048
+SUBSCRIPTION_BYTES_MAX = ASIDE_BYTES_MAX = 2048
+"""What a listener can say on the connection on which it hears notices."""
 CURVE_BYTES = 33
 """What encryption adds to each frame."""
 OPEN_FILES_MAX = 1 << 16

@@ -165,7 +165,8 @@ class ListenerLoop:
     def _step(self, event: Event, now: float) -> None:
         for effect in self._session.step(event, now):
             if isinstance(effect, Send):
-                self._transport.send(codec.encode(effect.message))
+                send = self._transport.send_aside if effect.aside else self._transport.send
+                send(codec.encode(effect.message))
             elif isinstance(effect, Tell):
                 self._link.send(effect.message)
             elif isinstance(effect, Listen):

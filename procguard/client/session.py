@@ -110,6 +110,8 @@ class Send(NamedTuple):
     """To the lighthouse."""
 
     message: Message
+    aside: bool = False
+    """On the connection on which notices are heard."""
 
 
 class Listen(NamedTuple):
@@ -164,6 +166,7 @@ class Session:
         self._epoch = 0
         self._seq = 0
         self._beat_at = inf
+        self._beats_aside = False
         self._retry_at = inf
         self._retry_s = RETRY_FIRST_S
         self._retry_max_s = RETRY_FIRST_S
@@ -249,7 +252,10 @@ class Session:
             seen.progress,
             seen.step,
         )
-        self._effects.append(Send(beat))
+        self._effects.append(Send(beat, self._beats_aside))
+        # Each way in turn, so that a lost packet in one of them does not silence us; an answer can only
+        # come by the first.
+        self._beats_aside = not self._beats_aside
 
     def _retry(self, now: float) -> None:
         if self._end is not None:

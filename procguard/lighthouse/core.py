@@ -155,7 +155,8 @@ class Core:
         slot.step = beat.step
         if slot.group_rank == 0:
             member.step = beat.step
-        slot.listener_peer = peer
+        if peer:
+            slot.listener_peer = peer
         if member.state is MemberState.SUSPECT:
             self.roster.revive(slot, Trigger.BEAT, now)
         if beat.threaded is slot.threaded:

@@ -30,6 +30,7 @@ from math import inf
 from typing import Any
 
 from procguard.adapters.base import (
+    Aside,
     Frame,
     HandshakeFailed,
     Inbound,
@@ -56,7 +57,7 @@ from procguard.lighthouse.events import (
     TopicHeld,
     TopicLost,
 )
-from procguard.messages import notice_topic
+from procguard.messages import Heartbeat, Message, notice_topic
 
 BATCH_COUNT_MAX = 1_000
 """Taken from the inbox with one reading of the clock: some milliseconds' work."""
@@ -67,6 +68,8 @@ RATE_WINDOW_S = 0.1
 GATHERING_S = 0.001
 COMPLAINT_INTERVAL_S = 1.0
 REFUSALS_KEPT_MAX = 100
+NOBODY = b""
+"""The peer of what came by a way on which nothing can be answered."""
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +155,15 @@ class Service:
 
     def _receive(self, inbound: Inbound, now: float) -> None:
         if type(inbound) is Frame or type(inbound) is OperatorFrame:
-            try:
-                message = decode(inbound.payload)
-            except ProtocolError as error:
-                self._counters["invalid frames"] += 1
-                self._bad_frame.say(now, f"Dropped a frame that is no message: {error}")
+            message = self._decoded(inbound.payload, now)
+            if message is None:
                 return
             operator = inbound.operator if type(inbound) is OperatorFrame else ""
             self._step(Received(inbound.peer, message, operator), now)
+        elif type(inbound) is Aside:
+            message = self._decoded(inbound.payload, now)
+            if type(message) is Heartbeat:  # of all messages the one that is well without an answer
+                self._step(Received(NOBODY, message), now)
         elif type(inbound) is Subscribed:
             self._step(TopicHeld(inbound.topic), now)
         elif type(inbound) is Unsubscribed:
@@ -173,6 +177,14 @@ class Service:
         elif type(inbound) is KeysRead:
             self._refused.clear()
             logger.warning("%s", inbound.text)
+
+    def _decoded(self, frame: bytes, now: float) -> Message | None:
+        try:
+            return decode(frame)
+        except ProtocolError as error:
+            self._counters["invalid frames"] += 1
+            self._bad_frame.say(now, f"Dropped a frame that is no message: {error}")
+            return None
 
     def _refuse(self, text: str, now: float) -> None:
         """Say it once of each key, as far as that many are remembered: one that is refused tries for ever."""

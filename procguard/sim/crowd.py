@@ -1,15 +1,15 @@
 """Very many members in their simplest form before the real core: each says Hello, and beats.
 
 For questions of number: how many are failed in thousands of hours though they live, and what a hundred
-thousand cost. Everybody beats once a tick (a heartbeat interval); who is silent in a tick is what chance
-decides. Beats are taken in at the beginning of the tick in which they arrive and deadlines judged at its end,
-so a lease is up to one tick shorter here than it is in truth. The transport is left out, and so are the
-sessions.
+thousand cost. Everybody beats once a tick (a heartbeat interval), by each of a listener's two connections in
+turn; which of them are blocked in a tick is what chance decides. Beats are taken in at the beginning of the
+tick in which they arrive and deadlines judged at its end, so a lease is up to one tick shorter here than it
+is in truth. The transport is left out, and so are the sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 
 from procguard.lighthouse import roster
@@ -35,6 +35,10 @@ from procguard.sim.clock import VirtualClock
 from procguard.sim.invariants import Bounded, Findings, Violation
 
 MEMBERS_OF_A_JOB_MAX = 5_000
+WAYS = (0, 1)
+"""A listener's two connections."""
+PAUSE_S = 0.3
+JITTER_S_MAX = 0.04
 DEFAULTS = Settings(
     heartbeat_interval_s=0.1,
     heartbeat_timeout_s=1.0,
@@ -61,16 +65,18 @@ class Crowd:
         self.events = 0
         self.notices: list[Notice] = []
         self._tick_s = settings.heartbeat_interval_s
+        self._tick = 0
         self._names = [(f"job{number // MEMBERS_OF_A_JOB_MAX}", f"m{number}") for number in range(size)]
         self._index = {name: number for number, (_, name) in enumerate(self._names)}
-        self._beats: list[Received | None] = [None] * size
-        self._silent: dict[int, Received] = {}
+        self._beat_of: list[Received | None] = [None] * size
+        self._heard: tuple[list[Received | None], ...] = tuple([None] * size for _ in WAYS)
+        """By way: what comes in a tick that is its turn."""
         for number in range(size):
             self.join(number)
         self._step(TimePassed())
 
     def join(self, number: int) -> None:
-        """A new process of that member, with its listener."""
+        """A new process of that member, with its listener; both its connections are new."""
         job_id, name = self._names[number]
         token, topic = number.to_bytes(16, "big"), listener_topic(number.to_bytes(16, "big"))
         process = Process("host", "boot", number + 1, 1)
@@ -78,25 +84,29 @@ class Crowd:
         welcome = self._welcome(Received(b"t" + token, plain))
         self._step(TopicHeld(topic))
         self._step(Received(b"l" + token, plain._replace(topic=topic)))
-        self._silent.pop(number, None)
-        self._beats[number] = self._beat(number, welcome.incarnation)
+        self._beat_of[number] = self._beat(number, welcome.incarnation)
+        for way in WAYS:
+            self.speak(number, way)
 
-    def hush(self, number: int) -> None:
-        """It is not heard for now."""
-        beat = self._beats[number]
-        if beat is not None:
-            self._silent[number] = beat
-            self._beats[number] = None
+    def hush(self, number: int, way: int) -> None:
+        """What it says that way is not heard for now."""
+        self._heard[way][number] = None
 
-    def speak(self, number: int) -> None:
-        """It is heard again."""
-        beat = self._silent.pop(number, None)
+    def speak(self, number: int, way: int) -> None:
+        """It is heard again that way."""
+        self._heard[way][number] = self._beat_of[number]
+
+    def hear_now(self, number: int) -> None:
+        """A beat that was held back arrives."""
+        beat = self._beat_of[number]
         if beat is not None:
-            self._beats[number] = beat
+            self._step(beat)
 
     def die(self, number: int) -> None:
         """Killed; its listener lives to tell."""
-        self.hush(number)
+        self._beat_of[number] = None
+        for way in WAYS:
+            self.hush(number, way)
         token = number.to_bytes(16, "big")
         process = Process("host", "boot", number + 1, 1)
         self._step(Received(b"l" + token, Obituary(self._names[number][0], token, process, _KILLED)))
@@ -105,10 +115,11 @@ class Crowd:
         """One heartbeat interval passes. Who was failed in it."""
         step, now = self.core.step, self.now
         count = 0
-        for beat in self._beats:
+        for beat in self._heard[self._tick % len(WAYS)]:
             if beat is not None:
                 step(beat, now)
                 count += 1
+        self._tick += 1
         self.events += count
         self.now += self._tick_s
         before = len(self.notices)
@@ -135,57 +146,89 @@ class Crowd:
 
 
 class Luck:
-    """Who is silent for how long: packets lost and sent again, and processes not scheduled.
+    """Which connection is blocked for how long: packets lost and sent again, and processes not scheduled.
 
-    A beat is lost with the probability ``loss``; it comes 200 ms later, or 400 ms after that if it is lost
-    again, and so on, and the beats after it wait behind it. Every ``pause_every_s`` on average a process is
-    held up for 300 ms, after which the next beat can be lost as any other. Delay and jitter (0 to 40 ms) are
-    less than the tick that the crowd rounds away.
+    A packet is lost with the probability ``loss``; it comes 200 ms later, or 400 ms after that if it is lost
+    again, and so on, and what is sent after it in the same connection waits behind it. Every
+    ``pause_every_s`` on average a process is held up for 300 ms, and both its connections with it. Of delay
+    and jitter (20 ms, more or less by up to 20) the most is added to each loss; otherwise they are less than
+    the tick that the crowd takes from each lease.
     """
 
     def __init__(self, random: Random, loss: float, pause_every_s: float, tick_s: float) -> None:
         self._random = random
+        self._loss_rate = loss / len(WAYS)
         self._loss = loss
-        self._pause = tick_s / pause_every_s if pause_every_s else 0.0
+        self._pause_rate = tick_s / pause_every_s if pause_every_s else 0.0
         self._tick_s = tick_s
         self.longest_s = 0.0
 
-    def until_next(self) -> int:
-        """Ticks until something happens to one member."""
-        chance = self._loss + self._pause
-        return 1 + int(self._random.expovariate(chance)) if chance else 1 << 62
+    def until_loss(self) -> int:
+        """Ticks until one connection, which carries a packet in each second tick, loses one."""
+        return self._until(self._loss_rate)
 
-    def silence(self) -> int:
-        """For how many ticks nothing comes then."""
-        chance = self._loss + self._pause
-        length_s = self._outage_s()
-        if self._random.random() * chance < self._pause:
-            length_s = 0.3 + (self._outage_s() if self._random.random() < self._loss else 0.0)
-        self.longest_s = max(self.longest_s, length_s)
-        return -int(-(length_s + 0.04) // self._tick_s)
+    def until_pause(self) -> int:
+        """Ticks until a process is held up."""
+        return self._until(self._pause_rate)
 
-    def _outage_s(self) -> float:
-        """From the time a packet was to arrive to the time it does."""
+    def loss(self) -> int:
+        """For how many ticks a connection is blocked that has lost a packet."""
         outage_s, retry_s = 0.2, 0.2
         while self._random.random() < self._loss:
             retry_s *= 2
             outage_s += retry_s
-        return outage_s
+        self.longest_s = max(self.longest_s, outage_s)
+        return -int(-(outage_s + JITTER_S_MAX) // self._tick_s)
+
+    def pause(self) -> int:
+        """For how many ticks a process is held up."""
+        return round(PAUSE_S / self._tick_s)
+
+    def _until(self, rate: float) -> int:
+        return 1 + int(self._random.expovariate(rate)) if rate else 1 << 62
+
+
+class _Blocked:
+    """How often each connection of each member is blocked right now, for whatever reason."""
+
+    def __init__(self, crowd: Crowd, size: int) -> None:
+        self._crowd = crowd
+        self._reasons = [[0] * size for _ in WAYS]
+
+    def add(self, number: int, ways: Sequence[int]) -> None:
+        for way in ways:
+            self._reasons[way][number] += 1
+            self._crowd.hush(number, way)
+
+    def remove(self, number: int, ways: Sequence[int]) -> None:
+        free = [way for way in ways if self._reasons[way][number] == 1]
+        for way in ways:
+            self._reasons[way][number] -= 1
+        for way in free:
+            self._crowd.speak(number, way)
+        if free and len(ways) == 1:  # the packet that was lost; a process held up has sent nothing
+            self._crowd.hear_now(number)
 
 
 def soaked(crowd: Crowd, luck: Luck, ticks: int) -> Iterator[int]:
     """Let so many ticks pass under such luck; yields the number of those failed in each. They join again."""
-    calendar: dict[int, list[tuple[bool, int]]] = {}
-    for number in range(len(crowd._beats)):
-        calendar.setdefault(luck.until_next(), []).append((False, number))
+    size = len(crowd._beat_of)
+    blocked = _Blocked(crowd, size)
+    calendar: dict[int, list[tuple[bool, int, Sequence[int]]]] = {}
+    for number in range(size):
+        calendar.setdefault(luck.until_pause(), []).append((False, number, WAYS))
+        for way in WAYS:
+            calendar.setdefault(luck.until_loss(), []).append((False, number, (way,)))
     for tick in range(ticks):
-        for speaks, number in calendar.pop(tick, ()):
-            if speaks:
-                crowd.speak(number)
-                calendar.setdefault(tick + luck.until_next(), []).append((False, number))
+        for ends, number, ways in calendar.pop(tick, ()):
+            is_pause = len(ways) > 1
+            if ends:
+                blocked.remove(number, ways)
+                until = luck.until_pause() if is_pause else luck.until_loss()
             else:
-                crowd.hush(number)
-                calendar.setdefault(tick + luck.silence(), []).append((True, number))
+                blocked.add(number, ways)
+                until = luck.pause() if is_pause else luck.loss()
+            calendar.setdefault(tick + until, []).append((not ends, number, ways))
         failed = crowd.tick()
         for number in failed:
             crowd.join(number)

@@ -15,8 +15,8 @@ from procguard.sim.invariants import Findings, Violation, Watch
 from procguard.sim.lighthouse import Disk, Lighthouse
 from procguard.sim.listening import numbering
 from procguard.sim.member import Machine, TrainerProcess, World
-from procguard.sim.network import DOWN, UP, Network, Path
-from procguard.sim.schedule import Fault, Kind, Schedule
+from procguard.sim.network import DOWN, UP, Connection, Network, Path
+from procguard.sim.schedule import OLDEST, Fault, Kind, Schedule
 
 SLICE_S = 0.5
 RESTART_S = 0.5
@@ -210,6 +210,9 @@ class Fleet:
             self._flap(process.machine, fault.mode, 0.05 + 0.5 * fault.amount, self.clock.now + length_s, 1)
         elif kind is Kind.CUT:
             self._cut(fault, process)
+        elif kind is Kind.HOLD and (connections := self._connections(process)):
+            held = connections[0] if fault.mode == OLDEST else self._random.choice(connections)
+            held.hold(length_s)
 
     def _end(self, fault: Fault, name: str, process: TrainerProcess) -> None:
         self._delays[name] = fault.length_s
@@ -242,14 +245,17 @@ class Fleet:
 
     def _cut(self, fault: Fault, process: TrainerProcess) -> None:
         """Each connection of the machine dies with the probability ``amount``, one of them for certain."""
-        sockets = [socket for socket in self.network.sockets if socket.path is process.machine.path]
-        alive = [socket.connection for socket in sockets if socket.connection is not None]
+        alive = self._connections(process)
         process.machine.disturb()
         certain = self._random.choice(alive) if alive else None
         for connection in alive:
             if connection is certain or self._random.random() < fault.amount:
                 hears_s = None if fault.mode == "unheard" else 0.05 * self._random.random()
                 connection.cut(hears_s, 0.05 * self._random.random())
+
+    def _connections(self, process: TrainerProcess) -> list[Connection]:
+        sockets = [socket for socket in self.network.sockets if socket.path is process.machine.path]
+        return [socket.connection for socket in sockets if socket.connection is not None]
 
     def _kill_lighthouse(self, fault: Fault) -> None:
         when, _, state = fault.mode.partition(", ")

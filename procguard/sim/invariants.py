@@ -27,6 +27,7 @@ from procguard.messages import (
     MemberState,
     Notice,
     NoticeBatch,
+    Quorum,
     QuorumFormed,
     QuorumId,
     QuorumWaiting,
@@ -195,6 +196,8 @@ class FencedAborts:
         self._findings = findings
         self._clock = clock
         self._heard: dict[TrainerProcess, dict[str, tuple[int, Incarnation]]] = {}
+        self._failed: dict[TrainerProcess, dict[str, tuple[int, Incarnation]]] = {}
+        """The same without those that left."""
 
     def aborts(self, process: TrainerProcess, quorum_id: int, over: dict[str, Incarnation]) -> None:
         current = process.fence_current
@@ -211,11 +214,12 @@ class FencedAborts:
             self._findings.report("abort-inside", f"{process.label} aborts {named} for no reason")
 
     def heard(self, process: TrainerProcess, epoch: int, heard: tuple[Notice, ...]) -> None:
-        ends = self._heard.setdefault(process, {})
         current = process.fence_current
         for notice in heard:
             end = epoch, notice.incarnation
-            ends[notice.replica_id] = max(end, ends.get(notice.replica_id, end))
+            for table in (self._heard,) if notice.left else (self._heard, self._failed):
+                ends = table.setdefault(process, {})
+                ends[notice.replica_id] = max(end, ends.get(notice.replica_id, end))
             if current is None or epoch < current.quorum_id.epoch:
                 continue
             lives = {p.replica_id: p.incarnation for p in current.participants}
@@ -243,10 +247,21 @@ class FencedAborts:
         if current is None or current.quorum_id != named:
             self._findings.report("abort-missed", f"{process.label} configures {named} past the fence")
             return
-        ends = self._heard.get(process, {})
-        for member in current.participants:
+        self._must_be_whole(process, current, self._heard.get(process, {}))
+
+    def contributes(self, process: TrainerProcess) -> None:
+        """No error has been told it so far: a collective of its quorum begins. That may be an old quorum,
+        used again, which nobody configured. Of those that left it may not have been told."""
+        if process.fence_current is not None:
+            self._must_be_whole(process, process.fence_current, self._failed.get(process, {}))
+
+    def _must_be_whole(
+        self, process: TrainerProcess, quorum: Quorum, ends: dict[str, tuple[int, Incarnation]]
+    ) -> None:
+        for member in quorum.participants:
             epoch, incarnation = ends.get(member.replica_id, (0, Incarnation(0, 0)))
-            if incarnation >= member.incarnation and epoch >= named.epoch:
+            if incarnation >= member.incarnation and epoch >= quorum.quorum_id.epoch:
+                named = quorum.quorum_id
                 text = f"{process.label} uses {named} though it heard that {member.replica_id} is over"
                 self._findings.report("abort-missed", text)
 
@@ -602,6 +617,7 @@ class Watch:
     def contributes(self, process: TrainerProcess, quorum_id: int) -> None:
         assert process.replica is not None
         self.same_state.contributes(process, process.replica.current_step(), quorum_id)
+        self.aborts_fenced.contributes(process)
 
     def commits(self, process: TrainerProcess, quorum_id: int) -> None:
         assert process.replica is not None

@@ -26,7 +26,16 @@ import click
 from procguard.sim.crowd import graveyard
 from procguard.sim.fleet import run
 from procguard.sim.invariants import Violation
-from procguard.sim.schedule import Fault, Kind, mass_death, one_hangs, schedule_of, undisturbed
+from procguard.sim.schedule import (
+    OLDEST,
+    Fault,
+    Kind,
+    Schedule,
+    mass_death,
+    one_hangs,
+    schedule_of,
+    undisturbed,
+)
 
 SCHEDULES_MAX = 200
 UNBROKEN_SCHEDULES = 50
@@ -63,11 +72,7 @@ def _split_commit() -> list[Violation]:
     """
     for seed in range(1, SPLITS + 1):
         calm = replace(undisturbed(3, seed), step_s=1.5)
-        told: list[str] = []
-        run(calm, told.append)
-        commits = [line.split() for line in told if "commits step" in line]
-        firsts = {int(words[4]): (float(words[0]), words[1].partition("#")[0]) for words in reversed(commits)}
-        for when, first in list(firsts.values())[:-4:2]:
+        for when, first in _first_commits(calm)[:-4:2]:
             victim = next(name for name in calm.names if name != first)
             faults = (
                 Fault(when + 0.0001, Kind.CRASH, (victim,), 5.0, 0.0, ""),
@@ -78,6 +83,38 @@ def _split_commit() -> list[Violation]:
             if violations:
                 return violations
     return []
+
+
+def _late_answer() -> list[Violation]:
+    """The answer to one that asks for a quorum is held up, and a member of it dies meanwhile."""
+    calm = undisturbed(3)
+    for when, first in _first_commits(calm)[4:-8:2]:
+        victim = next(name for name in calm.names if name != first)
+        faults = (
+            Fault(when + 0.0004, Kind.HOLD, (first,), 0.5, 0.0, OLDEST),
+            Fault(when + 0.05, Kind.CRASH, (victim,), 5.0, 0.0, ""),
+        )
+        violations = run(replace(calm, faults=faults)).violations
+        if violations:
+            return violations
+    return []
+
+
+def _first_commits(schedule: Schedule) -> list[tuple[float, str]]:
+    """For each step, when it was committed first, and by whom."""
+    told: list[str] = []
+    run(schedule, told.append)
+    commits = [line.split() for line in told if "commits step" in line]
+    firsts = {int(words[4]): (float(words[0]), words[1].partition("#")[0]) for words in reversed(commits)}
+    return [firsts[step] for step in sorted(firsts)]
+
+
+def _held_up() -> list[Violation]:
+    """One connection after another is held up for longer than a lease."""
+    calm = undisturbed(3)
+    whom = [(name,) for name in calm.names] * 4
+    faults = tuple([Fault(4.0 + 3 * n, Kind.HOLD, who, 1.8, 0.0, "") for n, who in enumerate(whom)])
+    return run(replace(calm, faults=faults, length_s=40.0)).violations
 
 
 MUTANTS = (
@@ -231,6 +268,7 @@ MUTANTS = (
         "client.fence:Fence.install",
         "        return False\n",
         "        pass\n",
+        _late_answer,
     ),
     Mutant(
         "a notice after its quorum is ignored",
@@ -267,6 +305,20 @@ MUTANTS = (
         "client.companion:Companion._man_posts",
         "if post.host is None and post.due_at <= now:",
         "if False:",
+    ),
+    Mutant(
+        "heartbeats go one way only",
+        "client.session:Session._beat",
+        "self._beats_aside = not self._beats_aside",
+        "pass",
+        _held_up,
+    ),
+    Mutant(
+        "heartbeats that come aside are not taken",
+        "lighthouse.service:Service._receive",
+        "if type(message) is Heartbeat:",
+        "if False:",
+        _held_up,
     ),
     Mutant(
         "the listener is not told of a new life",
@@ -335,7 +387,7 @@ def hunt(name: str) -> Caught:
         make(mutant)
     scenarios: list[Callable[[], list[Violation]]] = []
     if mutant is None:
-        scenarios = [_mass_death, _one_hangs, _split_commit, graveyard]
+        scenarios = [_mass_death, _one_hangs, _split_commit, _late_answer, _held_up, graveyard]
     elif mutant.scenario is not None:
         scenarios = [mutant.scenario]
     seeds = range(1, (SCHEDULES_MAX if mutant is not None else UNBROKEN_SCHEDULES) + 1)

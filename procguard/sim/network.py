@@ -3,6 +3,8 @@
 - Frames of one connection arrive in order or not at all; frames of two overtake each other freely.
 - A lost packet is not a lost frame: it is sent again after 200 ms, then 400, and so on, and what was sent
   after it waits behind it. So does all that meets a partition, which has a direction and may flap.
+- One connection can be held up for a while, and the others of its machine not: one of several ways through
+  the network drops what is sent.
 - A connection can be cut. What was under way in it is lost, in both directions, and so is what the
   lighthouse's socket had accepted and nobody had read. The member connects anew by itself and is not told.
 - What is published may be lost on its way to any one subscriber, and is not heard before the subscription
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 from random import Random
 
-from procguard.adapters.base import Frame, Inbound, Subscribed, Unsubscribed
+from procguard.adapters.base import Aside, Frame, Inbound, Subscribed, Unsubscribed
 from procguard.messages import DEFAULT_PORT
 from procguard.sim.clock import VirtualClock
 
@@ -99,12 +101,19 @@ class Stream:
         self._last_at = 0.0
         self.lost_from = float("inf")
         """What was sent from then on never arrives."""
+        self._held_until = 0.0
+        self._blameless_until = 0.0
+        """What was sent until then may be late, and the path is not to blame."""
+
+    def hold(self, length_s: float) -> None:
+        """Nothing gets through for so long. That is its own trouble, and excuses nobody's silence."""
+        self._held_until = self._blameless_until = self._clock.now + length_s
 
     def send(self, frame: bytes) -> None:
         now = self._clock.now
         if self._stuck:
             self._stuck.append((now, frame))
-        elif self._path.swallows(self._direction):
+        elif now < self._held_until or self._path.swallows(self._direction):
             self._stuck.append((now, frame))
             self._clock.after(self._retry_s, self._retry)
         else:
@@ -122,22 +131,26 @@ class Stream:
 
     def _arrive(self, sent_at: float, frame: bytes) -> None:
         if sent_at < self.lost_from:
-            if self._clock.now - sent_at > DELAY_BOUND_S:
+            if self._clock.now - sent_at > DELAY_BOUND_S and sent_at > self._blameless_until:
                 self._path.disturb()
             self._deliver(frame)
 
     def _retry(self) -> None:
         if not self._stuck:
             return
-        if self._clock.now - self._stuck[0][0] > DELAY_BOUND_S / 2:
+        now, first_at = self._clock.now, self._stuck[0][0]
+        is_held = now < self._held_until
+        if now - first_at > DELAY_BOUND_S / 2 and first_at > self._blameless_until:
             self._path.disturb()
-        if self._path.swallows(self._direction):
-            self._note_stuck(True)
+        if is_held or self._path.swallows(self._direction):
+            self._note_stuck(not is_held)
             self._retry_s = min(2 * self._retry_s, RETRANSMIT_LAST_S)
             self._clock.after(self._retry_s, self._retry)
             return
         self._retry_s = RETRANSMIT_FIRST_S
         self._note_stuck(False)
+        if first_at <= self._blameless_until:
+            self._blameless_until = now
         while self._stuck:
             self._go(*self._stuck.popleft())
 
@@ -174,6 +187,11 @@ class Connection:
             clock.after(lighthouse_hears_s, self._end.forget, self)
         if self._socket is not None:
             clock.after(member_hears_s, self._socket.lost, self)
+
+    def hold(self, length_s: float) -> None:
+        """Some switch on the way drops what is its, and what is no other connection's."""
+        self.up.hold(length_s)
+        self.down.hold(length_s)
 
     def hang_up(self) -> None:
         """The member's process closes it, or dies: what it has sent arrives first."""
@@ -226,7 +244,8 @@ class LighthouseEnd:
         """Frames have arrived at the machine, and are not handed to the process yet."""
         self._network = network
         self._on_input = on_input
-        self._inbox: deque[Inbound] = deque()
+        self._inbox: deque[tuple[bytes, Inbound]] = deque()
+        """With the connection on which it came."""
         self._holders: Counter[bytes] = Counter()
 
     def wait(self, timeout_s: float) -> None:
@@ -235,7 +254,7 @@ class LighthouseEnd:
     def drain(self, count_max: int) -> list[Inbound]:
         if self.is_deaf:
             return []
-        return [self._inbox.popleft() for _ in range(min(count_max, len(self._inbox)))]
+        return [self._inbox.popleft()[1] for _ in range(min(count_max, len(self._inbox)))]
 
     def send(self, peer: bytes, frame: bytes) -> bool:
         self.sending()
@@ -270,8 +289,10 @@ class LighthouseEnd:
             return
         if frame[:1] == b"\1":  # a subscription: libzmq's own form
             self._hold(connection, frame[1:])
+        elif connection.topics:
+            self._put(connection.peer, Aside(frame))
         else:
-            self._put(Frame(connection.peer, frame))
+            self._put(connection.peer, Frame(connection.peer, frame))
 
     def forget(self, connection: Connection) -> None:
         """It is known to be dead here."""
@@ -281,23 +302,22 @@ class LighthouseEnd:
             self._holders[topic] -= 1
             if not self._holders[topic]:
                 del self._holders[topic]
-                self._put(Unsubscribed(topic))
+                self._put(b"", Unsubscribed(topic))
 
     def lose_unread(self, peer: bytes) -> None:
         """What the socket had accepted of a connection goes with it."""
-        lost = [at for at in self._inbox if isinstance(at, Frame) and at.peer == peer]
-        for inbound in lost:
-            self._inbox.remove(inbound)
-        self._network.weather["frames lost though accepted"] += len(lost)
+        kept = deque(at for at in self._inbox if at[0] != peer)
+        self._network.weather["frames lost though accepted"] += len(self._inbox) - len(kept)
+        self._inbox = kept
 
     def _hold(self, connection: Connection, topic: bytes) -> None:
         connection.topics += (topic,)
         self._holders[topic] += 1
         if self._holders[topic] == 1:
-            self._put(Subscribed(topic))
+            self._put(b"", Subscribed(topic))
 
-    def _put(self, inbound: Inbound) -> None:
-        self._inbox.append(inbound)
+    def _put(self, peer: bytes, inbound: Inbound) -> None:
+        self._inbox.append((peer, inbound))
         self._on_input()
 
 
@@ -421,6 +441,9 @@ class MemberEnd:
 
     def send(self, frame: bytes) -> bool:
         return self.talking.send(frame)
+
+    def send_aside(self, frame: bytes) -> bool:
+        return self.send(frame) if self.hearing is None else self.hearing.send(frame)
 
     def listen(self, notice_port: int, topics: Iterable[bytes]) -> None:
         if self.hearing is not None:

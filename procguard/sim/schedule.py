@@ -21,6 +21,8 @@ SIZES = ((150, 2, 4), (40, 5, 8), (9, 9, 16), (1, 17, 64))
 """Weight, and the range of members: most faults need few members, and many cost time."""
 
 
+OLDEST = "the trainer's own"
+"""Of the connections to hold up; otherwise it is any."""
 KILLED_WHEN = ("at once", "while sending", "before persisting", "after persisting")
 
 
@@ -38,6 +40,7 @@ class Kind(Enum):
     PARTITION = "partition"
     FLAP = "flapping partition"
     CUT = "cut connections"
+    HOLD = "hold up one connection"
     NOTICE_LOSS = "lose notices"
     LIGHTHOUSE_KILL = "kill the lighthouse"
     LIGHTHOUSE_PAUSE = "stop the lighthouse"
@@ -57,6 +60,7 @@ WEIGHTS = {
     Kind.PARTITION: 8,
     Kind.FLAP: 4,
     Kind.CUT: 8,
+    Kind.HOLD: 8,
     Kind.NOTICE_LOSS: 8,
     Kind.LIGHTHOUSE_KILL: 14,
     Kind.LIGHTHOUSE_PAUSE: 4,
@@ -165,6 +169,7 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
         Kind.STOP: (0.3, 4.0),
         Kind.STOP_BOTH: (0.3, 4.0),
         Kind.HANG: (1.0, 6.0),
+        Kind.HOLD: (0.5, 4.0),
         Kind.NOTICE_LOSS: (2.0, 8.0),
         Kind.LIGHTHOUSE_KILL: (0.02, 3.0),
         Kind.LIGHTHOUSE_PAUSE: (0.3, 3.0),

@@ -44,8 +44,9 @@ def main(
 ) -> None:
     """Let healthy members beat over a bad network, in virtual time, before the real core.
 
-    Each lost packet is sent again after 200 ms, doubling, with what follows waiting behind it, as TCP does at
-    worst: without the fast retransmission that later beats would trigger. Exit code 1 if any is failed.
+    Each lost packet is sent again after 200 ms, doubling, with what follows in its connection waiting behind
+    it, as TCP does at worst: without the fast retransmission that later beats would trigger. Exit code 1 if
+    any is failed.
     """
     began_at = time.monotonic()
     share = hours / jobs

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from procguard.adapters.base import (
+    Aside,
     Frame,
     HandshakeFailed,
     Inbound,
@@ -349,6 +350,23 @@ def test_a_notice_arrives_once_though_several_topics_match(wire, lighthouse):
     lighthouse.publish(b"abc")
     lighthouse.publish(b"a end")
     assert noticed(member, 2) == [b"abc", b"a end"]
+
+
+def test_what_is_said_aside_comes_by_the_connection_of_the_notices(wire, lighthouse):
+    member = wire.member()
+    member.listen(lighthouse.notice_port, [b"topic"])
+    assert arrived(lighthouse) == [Subscribed(b"topic")]
+    assert member.send_aside(b"one")
+    assert member.send_aside(b"two")
+    assert arrived(lighthouse, 2) == [Aside(b"one"), Aside(b"two")]
+
+
+def test_what_is_said_aside_by_one_who_does_not_listen_comes_by_the_only_way(wire, lighthouse):
+    member = wire.member()
+    assert member.send_aside(b"hello")
+    (frame,) = arrived(lighthouse)
+    assert isinstance(frame, Frame)
+    assert frame.payload == b"hello"
 
 
 def test_a_closed_listener_is_unsubscribed(wire, lighthouse):

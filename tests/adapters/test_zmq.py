@@ -18,7 +18,7 @@ from contextlib import suppress
 import pytest
 import zmq
 
-from procguard.adapters.base import Frame, HandshakeFailed, Inbound, Subscribed, Unsubscribed
+from procguard.adapters.base import Aside, Frame, HandshakeFailed, Inbound, Subscribed, Unsubscribed
 from procguard.adapters.zmq import ZmqLighthouseTransport, ZmqMemberTransport
 from procguard.adapters.zmq_handshakes import Handshakes
 from procguard.adapters.zmq_sockets import SUBSCRIPTION_BYTES_MAX, WAIT_S_MAX, milliseconds
@@ -275,13 +275,14 @@ def test_a_frame_over_the_limit_cuts_off_only_its_sender(lighthouse, member, str
     assert [at for at in arrived(lighthouse, Frame) if isinstance(at, Frame)] == [Frame(peer, b"still here")]
 
 
-def test_subscribers_that_talk_are_ignored(lighthouse, stranger):
+def test_of_subscribers_that_talk_only_what_has_one_part_is_taken(lighthouse, stranger):
     rude = stranger(zmq.XSUB, lighthouse.notice_port)
     rude.send_multipart([b"hello", b"there"])
+    rude.send_multipart([b"one", b"two", b"three"])
     rude.send(b"")
     rude.send(b"\2")
     rude.send(b"\1topic")
-    assert arrived(lighthouse, Subscribed) == [Subscribed(b"topic")]
+    assert arrived(lighthouse, Subscribed) == [Aside(b""), Aside(b"\2"), Subscribed(b"topic")]
     rude.close(linger=0)
     assert arrived(lighthouse, Unsubscribed) == [Unsubscribed(b"topic")]
 

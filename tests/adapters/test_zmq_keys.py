@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from procguard.adapters.base import (
+    Aside,
     Frame,
     HandshakeFailed,
     Inbound,
@@ -214,6 +215,21 @@ def test_a_revoked_key_is_not_listened_to_any_more(lighthouse, keys):
         assert refused.counter == "frames of revoked keys"
         a.send(b"after")
         assert frames(until(lighthouse, frames)) == [b"after"]
+
+
+def test_a_revoked_key_is_not_listened_to_aside_either(lighthouse, keys):
+    with member(lighthouse, keys.member()) as a, member(lighthouse, keys.member("b")) as b:
+        for one, topic in ((a, b"a"), (b, b"b")):
+            one.listen(lighthouse.notice_port, [topic])
+            one.send_aside(topic + b" before")
+        until(lighthouse, lambda found: {Aside(b"a before"), Aside(b"b before")} <= set(found))
+        revoke_key(keys.directory, "b")
+        lighthouse._list_seen_at = float("-inf")  # a second has passed
+        assert "1 revoked (b)" in first(lighthouse, KeysRead).text
+        b.send_aside(b"revoked")
+        assert first(lighthouse, KeyRefused).counter == "frames of revoked keys"
+        a.send_aside(b"after")
+        assert first(lighthouse, Aside) == Aside(b"after")
 
 
 def test_a_look_at_the_list_is_taken_once_a_second(lighthouse, keys, monkeypatch):

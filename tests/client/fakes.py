@@ -380,6 +380,9 @@ class FakeWire:
         self.deliver(*self.answers(message))
         return True
 
+    def send_aside(self, frame: bytes) -> bool:
+        return self.send(frame)
+
     def deliver(self, *messages: Any) -> None:
         self.incoming.extend(self._encode(message) for message in messages)
 

@@ -168,6 +168,15 @@ def test_it_beats_at_the_interval_and_catches_up_with_no_burst() -> None:
     assert len(sent(talk.advance(0.1), Heartbeat)) <= 3
 
 
+def test_beats_take_each_way_in_turn_and_all_else_takes_the_first() -> None:
+    talk = Conversation().beating()
+    said = [effect for effect in talk.advance(1.0) if isinstance(effect, Send)]
+    ways = [effect.aside for effect in said if isinstance(effect.message, Heartbeat)]
+    assert ways in ([True, False] * 5, [False, True] * 5)
+    said += [effect for effect in talk.step(Died(KILLED, 3)) if isinstance(effect, Send)]
+    assert not any(effect.aside for effect in said if not isinstance(effect.message, Heartbeat))
+
+
 def test_a_thread_says_so_in_its_beats() -> None:
     talk = Conversation(threaded=True).beating()
     (beat,) = sent(talk.advance(0.1), Heartbeat)

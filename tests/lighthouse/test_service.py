@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from procguard.adapters.base import (
+    Aside,
     Frame,
     HandshakeFailed,
     Inbound,
@@ -131,6 +132,10 @@ class Lighthouse:
     def hears(self, *messages: Message) -> None:
         """Each from the connection of its own name, in one batch."""
         self.wire.inbox.extend(Frame(b"peer", encode(message)) for message in messages)
+
+    def hears_aside(self, *messages: Message) -> None:
+        """On the connection of notices."""
+        self.wire.inbox.extend(Aside(encode(message)) for message in messages)
 
     def turn(self) -> None:
         self.service.run_once()
@@ -296,6 +301,19 @@ def test_frames_gather_only_when_they_come_fast(lighthouse: Lighthouse) -> None:
 
 
 # --- what arrives
+
+
+def test_a_beat_that_comes_aside_renews_the_lease_and_is_not_answered(lighthouse: Lighthouse) -> None:
+    life = lighthouse.join("a")
+    for _ in range(40):
+        lighthouse.hears_aside(beat("a", life))
+        lighthouse.turn()
+        lighthouse.turn()  # with nothing in the inbox: half an interval goes by
+    assert lighthouse.state("a") is MemberState.ALIVE
+    answers = len(lighthouse.wire.sent)
+    lighthouse.hears_aside(beat("a", life._replace(number=life.number + 7)), hello("b"))
+    lighthouse.turn()
+    assert len(lighthouse.wire.sent) == answers, "neither a wrong beat nor anything else is taken"
 
 
 def test_a_listener_is_welcomed_when_its_subscription_stands(lighthouse: Lighthouse) -> None:

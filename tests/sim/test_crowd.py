@@ -23,7 +23,8 @@ def test_the_settings_are_the_defaults_of_the_lighthouse() -> None:
 def test_who_beats_is_never_failed_and_who_is_silent_is() -> None:
     crowd = Crowd(20, DEFAULTS)
     assert not any(crowd.tick() for _ in range(100))
-    crowd.hush(3)
+    crowd.hush(3, 0)
+    crowd.hush(3, 1)
     failed = [crowd.tick() for _ in range(15)]
     assert failed.index([3]) in (9, 10), "after one heartbeat timeout, less what a tick rounds away"
     assert sum(map(len, failed)) == 1
