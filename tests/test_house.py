@@ -181,6 +181,21 @@ ROOMS = {
     "sim.schedule": "stage",
     "sim.soak": "stage",
     "sim.tasks": "stage",
+    "supervisor.exits": "pure",
+    "supervisor.keeper": "shell",
+    "supervisor.keeping": "shell",
+    "supervisor.life": "pure",
+    "supervisor.loop": "shell",
+    "supervisor.manager": "shell",
+    "supervisor.oom": "shell",
+    "supervisor.output": "shell",
+    "supervisor.pid_file": "shell",
+    "supervisor.process": "shell",
+    "supervisor.procfs": "shell",
+    "supervisor.records": "shell",
+    "supervisor.sweep": "shell",
+    "supervisor.worker": "shell",
+    "supervisor.worker_events": "pure",
 }
 
 STRANGERS = {"lighthouse", "client", "supervisor"}
