@@ -100,6 +100,8 @@ class Journal:
     """Whose failure has been counted: a further attempt restarts them like the others."""
     trouble: str = ""
     """Why the last attempt failed."""
+    hopeless: str = ""
+    """Not empty: nothing is left but to give up, and why."""
     context: Mapping[str, Any] | None = None
     """How it was when the chain began, for people."""
 
@@ -123,8 +125,6 @@ class Decision(NamedTuple):
     restarts: Mapping[str, Restarts]
     left_out: Mapping[str, str]
     exhausted: frozenset[str]
-    gives_up: str
-    """Not empty: this is the end, and why."""
 
 
 def begun(
@@ -170,6 +170,15 @@ def joined(
     return replace(journal, failed=everyone, stop=tuple(sorted(stop)))
 
 
+def rejoined(
+    journal: Journal, failed: Collection[str], views: Mapping[str, WorkerView], book: TaskBook
+) -> Journal:
+    """The journal of a chain that has decided and must stop all once more, because of these failures."""
+    counted = tuple([worker_id for worker_id in journal.failed if worker_id not in failed])
+    back = replace(journal, at=journal.steps.index(Step.STOP), counted=counted)
+    return joined(back, failed, views, book)
+
+
 def decided(
     journal: Journal,
     views: Mapping[str, WorkerView],
@@ -179,12 +188,13 @@ def decided(
     undying: Collection[str] = (),
 ) -> Decision:
     """What follows now that all of ``journal.stop`` are dead, but for the ``undying``: those stay out."""
-    failed = [w for w in journal.failed if w not in journal.counted and w not in undying]
+    failed = [w for w in journal.failed if w in views and w not in journal.counted and w not in undying]
     verdicts = {w: after_failure(views[w].restarts, views[w].policy, now, chance()) for w in failed}
     able = {
         w for w in failed if isinstance(verdicts[w], Again) and views[w].may_restart and _goes_on(views[w])
     }
-    healthy = {w for w in journal.stop if w not in failed and w not in undying and views[w].to_run}
+    others = set(journal.stop) - set(failed) - set(undying)
+    healthy = {w for w in others if w in views and views[w].to_run}
     moves: tuple[Move, ...] = ()
     if journal.reassign:
         lose, gain = (set(failed), healthy) if healthy else (set(failed) - able, able)
@@ -207,7 +217,7 @@ def decided(
             restarts[worker_id] = verdict.restarts
         elif worker_id in able - losers:
             restarts[worker_id], due[worker_id] = verdict.restarts, now + verdict.delay_s
-    stuck = sorted(exhausted - losers)
+    stuck = [] if journal.reassign and healthy else sorted(exhausted)
     return Decision(
         journal=replace(
             journal,
@@ -216,13 +226,13 @@ def decided(
             start=tuple(sorted(due)),
             left_out=tuple(sorted({**dict(journal.left_out), **left_out}.items())),
             counted=journal.failed,
+            hopeless=f"{stuck[0]} {left_out[stuck[0]]}" if stuck and journal.stop_all else "",
         ),
         moves=moves,
         due=due,
         restarts=restarts,
         left_out=left_out,
         exhausted=exhausted,
-        gives_up=f"{stuck[0]} {left_out[stuck[0]]}" if stuck and journal.stop_all else "",
     )
 
 
@@ -231,14 +241,9 @@ def advanced(journal: Journal) -> Journal:
     return replace(journal, at=journal.at + 1)
 
 
-def again(journal: Journal, trouble: str) -> Journal:
-    """The journal of one more attempt.
-
-    What could not be stopped or started is tried again; workers that did not find together are all stopped
-    first.
-    """
-    back = Step.STOP if journal.step is Step.READY else journal.step
-    at = journal.at if back is None else journal.steps.index(back)
+def again(journal: Journal, trouble: str, *, from_the_stop: bool) -> Journal:
+    """The journal of one more attempt: at the step it is at, or with all stopped once more."""
+    at = journal.steps.index(Step.STOP) if from_the_stop else journal.at
     return replace(journal, attempt=journal.attempt + 1, trouble=trouble, at=at)
 
 
