@@ -1,0 +1,495 @@
+"""What happens when workers fail, and when an operator starts or stops some: one thing at a time, in order.
+
+Whoever calls waits for its turn and gets the outcome. Failures that come together, or while a chain still
+decides, are one chain; a later one begins the next, unless the worker that it is about has been replaced
+since. A stop by an operator is remembered the moment it is asked for, so that the chain in progress does
+not start that worker again, and carried out when the chain is over.
+
+After the guard has been killed the next one calls ``resume``, which ends the chain that was under way, starts
+what should be running, and takes what died unseen for a failure.
+
+All starts of workers should come through here: they hand out the tasks. Not to be called from the callback
+of a ``ProcessManager``, whose thread must not wait; from a hook of the chain itself a failure may be
+reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from procguard.errors import StateError, UsageError
+from procguard.supervisor import plan, tasks
+from procguard.supervisor.chain import Chain, Checkpoints, OutcomeKind, RecoveryOutcome, in_hook
+from procguard.supervisor.crew import ConfigOf, Crew, EnvironmentOf, Workers
+from procguard.supervisor.exits import StopReason
+from procguard.supervisor.plan import Journal, Rules
+from procguard.supervisor.recovery_settings import recovery_settings
+from procguard.supervisor.restarts import Restarts
+from procguard.supervisor.state import StateManager, book_of, with_book, with_workers
+from procguard.supervisor.state_file import Document, GaveUp, WorkerRecord
+
+_log = logging.getLogger(__name__)
+
+HISTORY_COUNT_MAX = 100
+
+
+@dataclass(eq=False, slots=True)
+class _Report:
+    """Workers that have failed, as somebody has told us."""
+
+    seen: Mapping[str, int | None]
+    """The process of each that it is about; None: it was gone already."""
+    ended: bool = False
+    """They have ended in good order and are to run again: nobody else is stopped for that."""
+    outcome: RecoveryOutcome | None = None
+
+
+class FailureHandler:
+    """Recovers from failures, by the rules of ``recovery_config``. Thread-safe.
+
+    Args:
+        recovery_config: keys of the YAML's ``recovery``; all optional. adapter: a ``CommunicationAdapter``;
+        one that has ``wait_ready`` is waited for after a restart, and its
+            ``environment`` goes to the workers.
+        checkpoint: a ``CheckpointAdapter``, called before a stop and after a restart.
+        worker_config: a worker's settings; None: asked of the process manager if it can tell.
+        environment: variables for a worker's start besides all others.
+        clock: monotonic seconds. wall_clock: Unix seconds. chance: from 0 to below 1, at random.
+        pause: lets that many seconds pass; None: really, and no longer than until ``close``.
+
+    Raises:
+        UsageError: a key of the configuration that cannot be.
+    """
+
+    def __init__(
+        self,
+        state_manager: StateManager,
+        process_manager: Workers,
+        recovery_config: Mapping[str, Any] | None = None,
+        *,
+        adapter: Any = None,
+        checkpoint: Checkpoints | None = None,
+        worker_config: ConfigOf | None = None,
+        environment: EnvironmentOf | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        pause: Callable[[float], object] | None = None,
+    ) -> None:
+        self.settings = recovery_settings(recovery_config)
+        self._state = state_manager
+        self._adapter = adapter
+        self._checkpoint = checkpoint
+        self._environment = environment
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._chance = chance
+        self._closed = threading.Event()
+        self._pause = pause or self._closed.wait
+        config_of = worker_config or getattr(process_manager, "worker_config", None) or _no_config
+        self._crew = Crew(process_manager, state_manager, config_of, self._environment_of, clock, self._pause)
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()  # for the inbox and the history; held for moments only
+        self._inbox: list[_Report] = []
+        self._taken: list[_Report] = []
+        self._history: deque[RecoveryOutcome] = deque(maxlen=HISTORY_COUNT_MAX)
+
+    # --- what is going on
+
+    @property
+    def in_progress(self) -> bool:
+        """A chain is under way, or was when the last guard ended."""
+        return self._state.document.recovery is not None
+
+    @property
+    def history(self) -> list[RecoveryOutcome]:
+        """The last outcomes, oldest first."""
+        with self._lock:
+            return list(self._history)
+
+    @property
+    def gave_up(self) -> GaveUp | None:
+        """Why nothing is recovered any more; an operator's start ends it."""
+        return self._state.document.gave_up
+
+    def describe(self) -> dict[str, Any] | None:
+        """The chain under way, for people; None if there is none."""
+        journal = self._state.document.recovery
+        if journal is None:
+            return None
+        return {
+            "number": journal.number,
+            "failed": list(journal.failed),
+            "stopped": list(journal.stop),
+            "step": journal.step.value if journal.step else "done",
+            "attempt": journal.attempt,
+            "trouble": journal.trouble,
+            "started_at": journal.started_at,
+        }
+
+    # --- failures
+
+    def handle_failure(
+        self, failed_workers: Iterable[str], *, pids: Mapping[str, int] | None = None
+    ) -> RecoveryOutcome:
+        """Recover from the failure of these workers; returns when that is over.
+
+        Args:
+            pids: of which process each report is, where that is known: a worker that has another one by now
+            is
+                not restarted for it.
+
+        Raises:
+            UsageError: none of them is known.
+        """
+        return self._report(failed_workers, pids or {}, ended=False)
+
+    def handle_end(self, ended_workers: Iterable[str]) -> RecoveryOutcome:
+        """Start workers again that ended in good order (``restart: always``). Nobody else is stopped
+        for it, but it counts, and is delayed, as after a failure.
+
+        Raises:
+            UsageError: none of them is known.
+        """
+        return self._report(ended_workers, {}, ended=True)
+
+    def _report(self, worker_ids: Iterable[str], pids: Mapping[str, int], ended: bool) -> RecoveryOutcome:
+        now_pids = self._crew.pids()
+        asked = list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
+        known = [worker_id for worker_id in asked if worker_id in now_pids]
+        if unknown := [worker_id for worker_id in asked if worker_id not in now_pids]:
+            told = f"failed_workers: {', '.join(map(repr, unknown))}: not registered with the process manager"
+            if not known:
+                raise UsageError(f"{told}; register_worker_config makes a worker known")
+            _log.error("%s", told)
+        if self.gave_up or self._closed.is_set():
+            return self._refusal()
+        if not self.settings.enable_auto_recovery:
+            _log.warning("%s failed; enable_auto_recovery is off", ", ".join(known))
+            return RecoveryOutcome(OutcomeKind.DISABLED, tuple(known))
+        report = _Report({w: pids.get(w, now_pids[w]) for w in known}, ended)
+        with self._lock:
+            self._inbox.append(report)
+        if in_hook():
+            return RecoveryOutcome(OutcomeKind.JOINED, tuple(known))
+        with self._in_turn():
+            if report.outcome is None:
+                self._work()
+        return report.outcome or RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
+
+    def _refusal(self) -> RecoveryOutcome:
+        if (gave_up := self.gave_up) is not None:
+            return RecoveryOutcome(OutcomeKind.GAVE_UP, reason=gave_up.reason, exit_code=gave_up.exit_code)
+        return RecoveryOutcome(OutcomeKind.INTERRUPTED)
+
+    # --- after the guard was killed
+
+    def resume(self, also: Iterable[str] = ()) -> RecoveryOutcome:
+        """Finish what an earlier guard began, and start what is to run. To be called once living workers are
+        adopted; does nothing when there is nothing to do.
+
+        Args:
+            also: workers that run from the beginning, unless an operator stopped them or a chain left them
+            out.
+        """
+        with self._in_turn():
+            if self.gave_up is not None:
+                _log.warning("The guard before this one gave up: %s; beginning anew", self.gave_up.reason)
+                self._commit(_begun_anew)
+            outcome = self._work() or RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
+            if outcome.kind is OutcomeKind.GAVE_UP:
+                return outcome
+            lost, missing = self._missing(also)
+            self._start(missing, fresh=False)
+            if lost:
+                with self._lock:
+                    self._inbox.append(_Report(dict.fromkeys(lost)))
+                outcome = self._work() or outcome
+        return outcome
+
+    def _missing(self, also: Iterable[str]) -> tuple[list[str], list[str]]:
+        """Who is to run and does not: those who died unseen beside others that live on, and all others."""
+        views, also = self._crew.views(), set(also)
+        dead = {
+            worker_id: view
+            for worker_id, view in views.items()
+            if not view.living
+            and view.state not in ("waiting", "finished")
+            and not view.out
+            and (view.wanted or (view.wanted is None and worker_id in also))
+        }
+        recovers = self.settings.enable_auto_recovery and any(view.living for view in views.values())
+        lost = [
+            worker_id
+            for worker_id, view in dead.items()
+            if recovers and view.wanted and view.start_due is None and not self._dies_with_guard(worker_id)
+        ]
+        return lost, [worker_id for worker_id in dead if worker_id not in lost]
+
+    def _dies_with_guard(self, worker_id: str) -> bool:
+        config = self._crew.config_of(worker_id)
+        return config is not None and config.on_supervisor_death == "kill"
+
+    # --- operators; these wait for their turn and never refuse. Each answers by worker whether it is so now.
+
+    def start(self, worker_ids: Iterable[str]) -> dict[str, bool]:
+        """Have these workers run. Their failures so far are forgotten, and so is that they were left out.
+
+        Raises:
+            UsageError: one of them is not known.
+        """
+        asked = self._known(worker_ids)
+        with self._in_turn():
+            self._work()
+            troubles = self._start(asked, fresh=True)
+        for worker_id, why in troubles.items():
+            _log.error("%s %s", worker_id, why)
+        return {worker_id: worker_id not in troubles for worker_id in asked}
+
+    def stop(self, worker_ids: Iterable[str], force: bool = False) -> dict[str, bool]:
+        """Have these workers stopped until an operator starts them. Raises ``UsageError`` as ``start``."""
+        asked = self._known(worker_ids)
+        self._set_wanted(asked, False)  # at once, so that a chain in progress does not start them
+        with self._in_turn():
+            self._set_wanted(asked, False)  # once more, should they have been started meanwhile
+            undying = self._crew.stop(asked, StopReason.OPERATOR, force)
+        return {worker_id: worker_id not in undying for worker_id in asked}
+
+    def restart(self, worker_ids: Iterable[str]) -> dict[str, bool]:
+        """Stop these workers and start them again. Raises ``UsageError`` as ``start``."""
+        asked = self._known(worker_ids)
+        with self._in_turn():
+            self._work()
+            self._set_wanted(asked, True)  # a guard that dies between the two starts them
+            undying = self._crew.stop(asked, StopReason.OPERATOR)
+            troubles = self._start([w for w in asked if w not in undying], fresh=True)
+        return {worker_id: worker_id not in undying and worker_id not in troubles for worker_id in asked}
+
+    def worker_started(self, worker_id: str) -> None:
+        """A process of this worker runs: to be told by whoever hears ``WorkerStarted``. Returns at once."""
+        record = self._state.document.workers.get(worker_id)
+        if record is not None and record.start_due is not None and record.start_due <= self._clock():
+            threading.Thread(target=self._forget_due, args=([worker_id],), name="procguard-started").start()
+
+    def close(self) -> None:
+        """End soon what is under way, between two steps; the next guard's ``resume`` goes on with it."""
+        self._closed.set()
+        with self._in_turn():
+            pass
+
+    # --- inside
+
+    def _work(self) -> RecoveryOutcome | None:
+        """Carry out chains until nobody waits for one; the last outcome. In turn."""
+        last: RecoveryOutcome | None = None
+        while not self._closed.is_set():
+            if self._state.document.recovery is None and not self._begin():
+                break
+            last = self._chain().run()
+            with self._lock:
+                self._history.append(last)
+            self._answer(last)
+            if last.kind is OutcomeKind.GAVE_UP:
+                break
+        if self._closed.is_set() or self.gave_up is not None:
+            self._take_in()
+            self._answer(self._refusal())
+        return last
+
+    def _begin(self) -> bool:
+        """Write the journal of the next chain; False if nobody has failed."""
+        failed = self._take_in()
+        if not failed:
+            self._answer(RecoveryOutcome(OutcomeKind.NOTHING_TO_DO))
+            return False
+        ended_only = all(report.ended for report in self._taken)
+        rules = Rules(self.settings.stop_all_on_failure, self.settings.task_reassignment)
+        rules = Rules(stop_all=False) if ended_only else rules
+        _log.warning("Recovery of %s begins", ", ".join(failed))
+        states, context = self._crew.states(), self._crew.context(failed)
+
+        def change(document: Document) -> Document:
+            views = self._crew.views(document, states)
+            journal = plan.begun(
+                document.chains_count + 1,
+                failed,
+                views,
+                book_of(document),
+                rules,
+                started_at=self._wall_clock(),
+                saves=self._checkpoint is not None and not ended_only,
+                ready=self._wait_ready() is not None,
+                context=context,
+            )
+            return _with_chain(document, journal, views)
+
+        self._commit(change)
+        return True
+
+    def _chain(self) -> Chain:
+        return Chain(
+            self._state,
+            self._crew,
+            self.settings,
+            checkpoint=self._checkpoint,
+            wait_ready=self._wait_ready(),
+            take_in=self._take_in,
+            more=self._more,
+            closing=self._closed.is_set,
+            clock=self._clock,
+            pause=self._pause,
+            chance=self._chance,
+        )
+
+    def _wait_ready(self) -> Any:
+        return getattr(self._adapter, "wait_ready", None)
+
+    def _take_in(self) -> tuple[str, ...]:
+        """Who has failed by all reports so far, which are answered when the chain is over."""
+        with self._lock:
+            reports, self._inbox = self._inbox, []
+            self._taken += reports
+        return self._fresh(reports)
+
+    def _more(self) -> bool:
+        with self._lock:
+            reports = list(self._inbox)
+        return bool(self._fresh(reports))
+
+    def _fresh(self, reports: Iterable[_Report]) -> tuple[str, ...]:
+        """Whose failure is not over yet: not stopped or replaced since."""
+        if not reports:
+            return ()
+        views, pids = self._crew.views(), self._crew.pids()
+        failed = []
+        for report in reports:
+            for worker_id, seen in report.seen.items():
+                view = views.get(worker_id)
+                if view is None or view.wanted is False or view.out or view.state == "waiting":
+                    continue
+                if not view.living or pids.get(worker_id) == seen:
+                    failed.append(worker_id)
+        return tuple(dict.fromkeys(failed))
+
+    def _answer(self, outcome: RecoveryOutcome) -> None:
+        with self._lock:
+            taken, self._taken = self._taken, []
+        for report in taken:
+            report.outcome = outcome
+
+    def _start(self, worker_ids: Iterable[str], *, fresh: bool) -> dict[str, str]:
+        """Start these; who could not be, and why. ``fresh``: with nothing held against them. In turn."""
+        asked = tuple(worker_ids)
+        if not asked:
+            return {}
+        states = self._crew.states()
+        now = self._clock()
+        configured = {w: config.tasks for w in asked if (config := self._crew.config_of(w))}
+
+        def change(document: Document) -> Document:
+            changed = {}
+            for worker_id in asked:
+                record = document.workers.get(worker_id, WorkerRecord())
+                if fresh:
+                    record = replace(
+                        record, left_out="", exhausted=False, restarts=Restarts(), start_due=None
+                    )
+                changed[worker_id] = replace(record, wanted=True, start_due=record.start_due or now)
+            book = book_of(document)
+            for worker_id, names in configured.items():
+                for name in names:
+                    book = book if name in book.tasks else tasks.added(book, name, None, worker_id)
+            starting = [w for w in asked if states.get(w) not in plan.LIVING]
+            book = tasks.orphans_given(book, starting)
+            return replace(with_book(with_workers(document, changed), book), gave_up=None)
+
+        self._commit(change, durable=True)
+        records = self._state.document.workers
+        due = {worker_id: records[worker_id].start_due or now for worker_id in asked}
+        troubles = self._crew.start(
+            due,
+            still_wanted=self._still_wanted,
+            deadline=now + self.settings.recovery_timeout,
+            interrupted=self._closed.is_set,
+        )
+        self._forget_due([worker_id for worker_id in asked if due[worker_id] <= now])
+        return troubles
+
+    def _still_wanted(self, worker_id: str) -> bool:
+        record = self._state.document.workers.get(worker_id)
+        return record is None or record.wanted is not False
+
+    def _forget_due(self, worker_ids: Iterable[str]) -> None:
+        """Their starts have happened, or failed for good."""
+
+        def change(document: Document) -> Document:
+            records = document.workers
+            return with_workers(document, {w: replace(records[w], start_due=None) for w in worker_ids})
+
+        self._commit(change)
+
+    def _set_wanted(self, worker_ids: Iterable[str], wanted: bool) -> None:
+        def change(document: Document) -> Document:
+            changed = {}
+            for worker_id in worker_ids:
+                record = document.workers.get(worker_id, WorkerRecord())
+                changed[worker_id] = replace(record, wanted=wanted, start_due=None)
+            return with_workers(document, changed)
+
+        self._commit(change, durable=True)
+
+    def _commit(self, change: Callable[[Document], Document], durable: bool = False) -> None:
+        with suppress(StateError):  # told by the state itself; the memory goes on
+            self._state.update(change, durable=durable)
+
+    def _known(self, worker_ids: Iterable[str]) -> list[str]:
+        asked = list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
+        known = self._crew.states()
+        for worker_id in asked:
+            if worker_id not in known:
+                names = ", ".join(known) or "none"
+                raise UsageError(f"there is no worker {worker_id!r}; these are known: {names}")
+        return asked
+
+    def _environment_of(self, worker_id: str) -> Mapping[str, str]:
+        of_adapter = getattr(self._adapter, "environment", None)
+        environment = dict(of_adapter(worker_id)) if of_adapter else {}
+        return {**environment, **(self._environment(worker_id) if self._environment else {})}
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if in_hook():
+            raise UsageError("a hook of the recovery cannot wait for its end; ask from another thread")
+        with self._turn:
+            yield
+
+
+def _no_config(worker_id: str) -> None:
+    return None
+
+
+def _with_chain(document: Document, journal: Journal, views: Mapping[str, plan.WorkerView]) -> Document:
+    """The document with a chain begun, and with all written down that run, or should."""
+    changed = {}
+    for worker_id, view in views.items():
+        if view.to_run or (worker_id in journal.failed and view.wanted is None):
+            record = document.workers.get(worker_id, WorkerRecord())
+            changed[worker_id] = replace(record, wanted=True)
+    return replace(with_workers(document, changed), recovery=journal, chains_count=journal.number)
+
+
+def _begun_anew(document: Document) -> Document:
+    """The document after a recovery that gave up: whoever starts the guard again wants all to be tried."""
+    workers = {
+        worker_id: replace(record, left_out="", exhausted=False, restarts=Restarts(), start_due=None)
+        for worker_id, record in document.workers.items()
+    }
+    return replace(document, workers=workers, gave_up=None, recovery=None)
