@@ -1,0 +1,76 @@
+"""How a worker ended, as far as it matters to its health: by its own fault or not, and in which words.
+
+From the process manager's word, or, for a process that is known by its pid alone, from what the kernel still
+knows. Reaps nobody: that is for the parent to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from procguard.supervisor import probes
+from procguard.supervisor.health_words import Ended, Started
+
+NO_FAULT = {"clean", "operator", "watchdog"}
+"""Kinds of exit that are no failure: a watchdog's kill was one already, when the worker hung."""
+
+_EXIT_FIELDS = ("kind", "code", "signal", "core_dumped", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The event for the rules, and the whole exit for the report."""
+
+    event: Ended
+    exit: dict[str, Any] | None = None
+
+
+def of_worker_event(event: Any) -> Started | Ending | None:
+    """What an event of the process manager says; None for one that is neither a start nor an end."""
+    if (how := getattr(event, "exit", None)) is not None:
+        exit = {name: getattr(how, name, None) for name in _EXIT_FIELDS}
+        exit["kind"] = kind = str(getattr(exit["kind"], "value", exit["kind"]))
+        return Ending(Ended(kind not in NO_FAULT, str(exit["text"] or kind)), exit)
+    if isinstance(pid := getattr(event, "pid", None), int):
+        return Started(pid)
+    return None
+
+
+def of_pid(pid: int, pidfd: int | None = None) -> Ending:
+    """How the process of this pid, which has ended, did so."""
+    status = _wait_status(pid)
+    if status is None and pidfd is not None:
+        status = probes.reaped_exit_status(pidfd)
+    defunct = probes.state_letter(pid) in ("Z", "X")
+    if status is None:
+        return Ending(Ended(True, "it has ended, and nobody can tell how", defunct), None)
+    exit: dict[str, Any]
+    if os.WIFSIGNALED(status):
+        name = _signal_name(os.WTERMSIG(status))
+        exit = {"kind": "signal", "code": None, "signal": name, "core_dumped": os.WCOREDUMP(status)}
+        return Ending(Ended(True, f"killed by {name}", defunct), {**exit, "text": f"killed by {name}"})
+    code = os.WEXITSTATUS(status)
+    exit = {"kind": "error" if code else "clean", "code": code, "signal": None, "core_dumped": False}
+    return Ending(Ended(code != 0, f"exit code {code}", defunct), {**exit, "text": f"exit code {code}"})
+
+
+def _wait_status(pid: int) -> int | None:
+    """Of our own child while it is not reaped, and of anybody's that /proc lets us see."""
+    with contextlib.suppress(OSError):
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if result is not None:
+            if result.si_code == os.CLD_EXITED:
+                return result.si_status << 8
+            return result.si_status | (0x80 if result.si_code == os.CLD_DUMPED else 0)
+    return probes.exit_status(pid)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
