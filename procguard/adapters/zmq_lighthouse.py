@@ -36,7 +36,7 @@ from procguard.adapters.communication import (
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.adapters.zmq_key_files import find_person, read_member
 from procguard.codec import decode, encode
-from procguard.errors import ProtocolError
+from procguard.errors import ProtocolError, UsageError
 from procguard.messages import (
     DEFAULT_PORT,
     CauseKind,
@@ -245,8 +245,11 @@ class LighthouseAdapter(CommunicationAdapter):
     # --- the thread ---------------------------------------------------------------------------------
 
     def _connected(self) -> MemberTransport:
-        keys = read_member(find_person(Path(self._keys))) if self._keys else None
-        return ZmqMemberTransport(self._host, self._port, keys)
+        try:
+            keys = read_member(find_person(Path(self._keys))) if self._keys else None
+            return ZmqMemberTransport(self._host, self._port, keys)
+        except UsageError as error:
+            raise UsageError(f"communication.adapter_config: {error}") from None
 
     def _run(self, transport: MemberTransport, woken: socket.socket) -> None:
         transport.listen(self._port + 1, [notice_topic(self._job_id)])

@@ -1,6 +1,6 @@
 """What every communication adapter promises (procguard/adapters/communication.py), held against ours.
 
-A worker is played by whatever the adapter has for one: in memory a callback, on the wire ``procguard.client``.
+A worker is played by what the adapter has for one: in memory a callback, on the wire ``procguard.client``.
 """
 
 from __future__ import annotations
