@@ -1,314 +1,188 @@
-"""Configuration of the lighthouse: a YAML file, variables and flags merged into one validated model.
+"""Configuration files: the lighthouse's, in ``lighthouse_config``, and the guard's, read here.
 
-Three sources, each over the one before: the file, ``PROCGUARD_LIGHTHOUSE_<KEY>`` (read by ``env``), and the
-flags of the command line. Every value remembers where it came from, because "must be at least 300" helps
-only the reader who is told which of the three places to change. All that is wrong is reported at once, as
-one ``ConfigError`` with a line for each problem; pydantic's own errors never reach a user.
+``ConfigLoader`` goes through the guard's YAML section by section and worker by worker, so that one mistake
+does not hide the next: a user with five of them is told five, each with its line. What stands in the file is
+judged first; then what two parts of it say of each other; then whether this machine has what the workers
+need.
 
-The model is strict: the text ``"5"`` in the file is not a number, and an unknown key is an error with the
-nearest known one. Nothing here touches a socket or looks up a name.
+Where ``${VAR}`` and ``~`` mean something, and what a relative path is relative to, says ``expansion``.
 """
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
-import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel
 
-from procguard.env import LIGHTHOUSE_PORT, PORT_MAX, find_lighthouse_variables, parse_flag
 from procguard.errors import ConfigError
+from procguard.expansion import expand_path, expand_variables
+from procguard.guard_config import GuardConfig, StateConfig, broken_rules
+from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
+from procguard.validation import KeyPath, Problem, nearest, one_line_each, problem_at, validated
+from procguard.worker_config import WorkerConfig
+from procguard.worker_places import missing_places
+from procguard.yaml_file import YamlFile, read_yaml
 
-FILE_BYTES_MAX = 1 << 20
-DURATION_MS_MAX = 24 * 60 * 60 * 1000
-REPLICAS_MAX = 100_000
-INTERVALS_PER_TIMEOUT_MIN = 3  # so that neither one lost beat nor two look like a death
+__all__ = ["ConfigLoader", "GuardConfig", "LighthouseConfig", "WorkerConfig", "load_lighthouse_config"]
 
-_short = reprlib.Repr()  # for values in messages, which may come from a hostile file
-_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
-
-
-def _bind_address(text: str) -> str:
-    if text == "localhost":
-        return "127.0.0.1"
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(
-            "must be an IP address of this machine: 127.0.0.1 or ::1 for this machine alone, "
-            "0.0.0.0 or :: for all its networks; a port may follow, as in [::]:29510"
-        ) from None
-    return text
-
-
-def _directory(path: object) -> object:
-    if path is None or isinstance(path, Path):
-        return path
-    if isinstance(path, str) and path and "\0" not in path:
-        return Path(os.path.expanduser(path))
-    raise ValueError("must be the path of a directory")
-
-
-Milliseconds = Annotated[int, Field(ge=1, le=DURATION_MS_MAX)]
-
-
-class LighthouseConfig(BaseModel):
-    """Settings of one lighthouse; ``configs/lighthouse.yaml`` explains each of them.
-
-    Built through ``load_lighthouse_config``, which turns pydantic's errors into ``ConfigError``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    bind: Annotated[str, AfterValidator(_bind_address)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, lt=PORT_MAX)] = LIGHTHOUSE_PORT  # notices use the port after it
-    keys: Annotated[Path | None, BeforeValidator(_directory)] = None
-    insecure: bool = False
-    min_replicas: Annotated[int, Field(ge=1, le=REPLICAS_MAX)] = 1
-    heartbeat_interval_ms: Milliseconds = 100
-    heartbeat_timeout_ms: Milliseconds = 1000
-    thread_heartbeat_timeout_ms: Milliseconds = 5000
-    disconnect_grace_ms: Milliseconds = 300
-    join_timeout_ms: Milliseconds = 60_000
-    state_dir: Annotated[Path | None, BeforeValidator(_directory)] = None
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    @model_validator(mode="after")
-    def _relations_hold(self) -> LighthouseConfig:
-        if broken := list(_broken_relations(self)):
-            raise PydanticCustomError("relations", "impossible together", {"broken": broken})
-        return self
-
-
-class _Broken(NamedTuple):
-    """Two keys whose values cannot both stand, and why."""
-
-    keys: tuple[str, str]
-    rule: str
-
-
-def _broken_relations(config: LighthouseConfig) -> Iterator[_Broken]:
-    timeout = config.heartbeat_timeout_ms
-    least = INTERVALS_PER_TIMEOUT_MIN * config.heartbeat_interval_ms
-    if timeout < least:
-        yield _Broken(
-            ("heartbeat_timeout_ms", "heartbeat_interval_ms"),
-            f"the timeout must be at least {INTERVALS_PER_TIMEOUT_MIN} intervals, or a beat or two that come "
-            f"late are taken for a death; raise the timeout to {least}",
-        )
-    if config.thread_heartbeat_timeout_ms < timeout:
-        yield _Broken(
-            ("thread_heartbeat_timeout_ms", "heartbeat_timeout_ms"),
-            "a thread of the trainer waits for the interpreter lock, so its timeout cannot be the shorter; "
-            f"raise it to {timeout}",
-        )
-    if config.disconnect_grace_ms >= timeout:
-        yield _Broken(
-            ("disconnect_grace_ms", "heartbeat_timeout_ms"),
-            "the grace after a lost connection must end before the timeout, or it has no effect; "
-            f"lower it below {timeout}",
-        )
-    if config.keys is None and not config.insecure and not ipaddress.ip_address(config.bind).is_loopback:
-        yield _Broken(
-            ("bind", "insecure"),
-            "other machines could reach the lighthouse, and it asks nobody for a key; make keys with "
-            "`procguard keys new DIR --members a b c` and name them with --keys DIR; or say with --insecure "
-            "(in YAML insecure: true, as a variable PROCGUARD_LIGHTHOUSE_INSECURE=1) that the network is "
-            "trusted; or bind 127.0.0.1",
-        )
-
-
-class _Setting(NamedTuple):
-    value: object
-    place: str
-
-
-def load_lighthouse_config(
-    path: Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> LighthouseConfig:
-    """The configuration in the file at ``path``, under the variables of ``environ``, under ``overrides``.
-
-    ``overrides`` are the flags of the command line by configuration key; None is a flag not given.
-    Raises ``ConfigError``.
-    """
-    settings: dict[str, _Setting] = {}
-    problems: list[str] = []
-    for source in (_from_file(path), _from_variables(environ), _from_flags(overrides or {})):
-        problems += _move_port_out_of_bind(source)
-        settings.update(source)
-    try:
-        config = LighthouseConfig.model_validate({key: setting.value for key, setting in settings.items()})
-    except ValidationError as error:
-        problems += [line for problem in error.errors() for line in _describe(problem, settings)]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return config
-
-
-_BIND_WITH_PORT = re.compile(
-    r"(?:\[(?P<v6>[^\]]*:[^\]]*)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+PROBLEMS_SHOWN_MAX = 100
+_PATHS: tuple[KeyPath, ...] = (
+    ("state", "state_file"),
+    ("logging", "file"),
+    ("communication", "adapter_config", "keys"),
 )
+_WORKER_PATHS = ("working_dir", "pid_file", "log_file")
+
+_LINE = re.compile(r", line ([0-9]+)$")
+
+M = TypeVar("M", bound=BaseModel)
 
 
-def _move_port_out_of_bind(source: dict[str, _Setting]) -> Iterator[str]:
-    """In place: ``bind = "[::]:29510"`` of one source becomes its ``bind`` and its ``port``.
+class ConfigLoader:
+    """Reads the guard's YAML file.
 
-    So the port has the rank of the source it stands in. Yields what is wrong: another port beside it.
-    """
-    bind = source.get("bind")
-    found = _BIND_WITH_PORT.fullmatch(bind.value) if bind and isinstance(bind.value, str) else None
-    if bind is None or found is None:
-        return  # without a bind there is nothing to move; one that makes no sense is the model's to refuse
-    source["bind"] = bind._replace(value=found["v6"] or found["host"])
-    if found["port"] is None:
-        return
-    port = _Setting(int(found["port"]), bind.place)
-    other = source.setdefault("port", port)
-    if other.value != port.value:
-        yield (
-            f"bind = {bind.value!r} ({bind.place}) and port = {_short.repr(other.value)} ({other.place}): "
-            "two different ports; name the port in one of the two places"
-        )
-
-
-def _from_file(path: Path | None) -> dict[str, _Setting]:
-    if path is None:
-        return {}
-    content, lines = _read_yaml(path)
-    return {key: _Setting(value, f"{path}, line {lines[key]}") for key, value in content.items()}
-
-
-def _from_variables(environ: Mapping[str, str]) -> dict[str, _Setting]:
-    found = find_lighthouse_variables(LighthouseConfig.model_fields, environ)
-    return {key: _Setting(_typed(key, variable.text), variable.name) for key, variable in found.items()}
-
-
-def _typed(key: str, text: str) -> object:
-    """A variable's text as its key's type; what does not fit stays text, and the model refuses it."""
-    kind = LighthouseConfig.model_fields[key].annotation
-    try:
-        return int(text) if kind is int else parse_flag(text) if kind is bool else text
-    except ValueError:
-        return text
-
-
-def _from_flags(overrides: Mapping[str, object]) -> dict[str, _Setting]:
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return {key: _Setting(value, "--" + key.replace("_", "-")) for key, value in given.items()}
-
-
-_PHRASES = {
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-}
-
-
-def _describe(problem: ErrorDetails, settings: Mapping[str, _Setting]) -> list[str]:
-    """The lines a user reads for one of pydantic's errors."""
-    if problem["type"] == "relations":
-        return [_describe_pair(broken, settings) for broken in problem["ctx"]["broken"]]
-    key = str(problem["loc"][0])
-    if problem["type"] == "extra_forbidden":
-        phrase = f"is not a key of the lighthouse; {_nearest(key)}"
-    elif problem["type"] == "value_error":
-        phrase = str(problem["ctx"]["error"])
-    else:
-        phrase = _PHRASES.get(problem["type"]) or problem["msg"].replace("Input should be", "must be")
-    setting = settings[key]
-    return [f"{setting.place}: {key} = {_short.repr(setting.value)} {phrase}"]
-
-
-def _describe_pair(broken: _Broken, settings: Mapping[str, _Setting]) -> str:
-    defaults = {
-        key: _Setting(field.default, "default") for key, field in LighthouseConfig.model_fields.items()
-    }
-    shown = [(key, settings.get(key, defaults[key])) for key in broken.keys]
-    return (
-        " and ".join(f"{key} = {setting.value!r} ({setting.place})" for key, setting in shown)
-        + f": {broken.rule}"
-    )
-
-
-def _nearest(key: str) -> str:
-    known = list(LighthouseConfig.model_fields)
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which each key is text and stands once.
-
-    PyYAML itself lets the last of two equal keys win. Merge keys are refused because a file of a few
-    kilobytes can make them unfold into gigabytes; plain aliases share what they name and cost nothing.
+    Args:
+        path: the file.
+        environ: where ``${VAR}`` is looked up.
+        look_at_machine: whether a program that is not found, a folder that is missing and the like are
+            problems; False is for a file that is meant for another machine.
     """
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Called by PyYAML for each mapping, before it is constructed; theirs unfolds merge keys."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str":
-                problem = f"the key {_short.repr(key.value)} is no text; a key is a plain word"
-            elif key.value in seen:
-                problem = f"the key {key.value} is already set above; remove one of the two"
-            else:
-                seen.add(key.value)
-                continue
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        look_at_machine: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self._environ = environ
+        self._look_at_machine = look_at_machine
+        self._file = YamlFile(self.path, {}, None)
+        self._problems: list[Problem] = []
 
+    def load(self) -> GuardConfig:
+        """The settings of the file; its paths are absolute, and its variables filled in.
 
-def _read_yaml(path: Path) -> tuple[dict[str, object], dict[str, int]]:
-    """The mapping in the file, and the line of each of its keys; an empty file is an empty mapping."""
-    text = _read_bounded(path)
-    try:
-        loader = _StrictLoader(text)
+        Raises:
+            ConfigError: a line for each problem.
+        """
+        config, problems = self.check()
+        if config is None:
+            more = len(problems) - PROBLEMS_SHOWN_MAX
+            text = one_line_each(problems[:PROBLEMS_SHOWN_MAX])
+            raise ConfigError(f"{text}\n... and {more} more" if more > 0 else text)
+        return config
+
+    def check(self) -> tuple[GuardConfig | None, list[Problem]]:
+        """The settings, or None and all that is wrong. Raises nothing."""
+        self._problems = []
         try:
-            root = loader.get_single_node()
-            content = None if root is None else loader.construct_document(root)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
-        # Besides its own errors, PyYAML lets through what Python says to a scalar of the wrong tag (!!int x).
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply for a configuration") from None
-    if root is None or content is None:
-        return {}, {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {_short.repr(content)}; write lines of the form key: value")
-    return content, {key.value: key.start_mark.line + 1 for key, _ in root.value}
+            self._file = read_yaml(self.path, remedy="name the guard's YAML file")
+        except ConfigError as error:
+            return None, [Problem("", "", str(error))]
+        content = dict(self._file.content)
+        for path in _PATHS:
+            self._expand(content, path, self._absolute)
+        sections = self._sections(content)
+        workers, unread = self._workers(content.get("workers"))
+        broken = broken_rules(
+            workers, sections.get("monitoring"), sections.get("communication"), also_there=unread
+        )
+        self._problems += [problem_at(*rule, self._file.place) for rule in broken]
+        if self._look_at_machine:
+            for index, worker in workers:
+                for missing in missing_places(worker):
+                    self._tell(("workers", index, missing.key), missing.value, missing.phrase)
+        if self._problems:
+            return None, sorted(self._problems, key=_line)
+        return GuardConfig(workers=tuple(worker for _, worker in workers), **sections), []
+
+    def _sections(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The sections by name, those that can be read; a missing one has its defaults."""
+        sections: dict[str, Any] = {}
+        known = GuardConfig.model_fields
+        for key, value in content.items():
+            kind = known[key].annotation if key in known else None
+            if kind is None:
+                phrase = f"is not a key of the guard; {nearest(key, list(known))}"
+                self._tell((key,), value, phrase)
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                sections[key] = self._validated(kind, {} if value is None else value, (key,))
+        for key, field in known.items():
+            if key != "workers" and key not in content:
+                sections[key] = field.default
+        if isinstance(state := sections.get("state"), StateConfig):  # its default is relative, too
+            sections["state"] = state.model_copy(update={"state_file": self._absolute(state.state_file)})
+        return sections
+
+    def _workers(self, entries: object) -> tuple[list[tuple[int, WorkerConfig]], list[str]]:
+        """The workers that can be read, with their places in the list, and the names of the others."""
+        if entries is None:
+            return [], []
+        if not isinstance(entries, list):
+            self._tell(("workers",), entries, "must be a list; write each worker as - worker_id: NAME")
+            return [], []
+        workers, unread = [], []
+        for index, entry in enumerate(entries):
+            worker = self._validated(WorkerConfig, self._expanded(entry, index), ("workers", index))
+            if worker is not None:
+                workers.append((index, worker))
+            elif isinstance(entry, dict) and isinstance(entry.get("worker_id"), str):
+                unread.append(entry["worker_id"])
+        return workers, unread
+
+    def _expanded(self, entry: object, index: int) -> object:
+        """A worker as it is written, with its paths and variables filled in; the models judge the rest."""
+        if not isinstance(entry, dict):
+            return entry
+        entry = dict(entry)
+        for key in _WORKER_PATHS:
+            self._expand(entry, (key,), self._absolute, ("workers", index))
+        if isinstance(entry.get("env"), dict):
+            for name in entry["env"]:
+                self._expand(entry, ("env", name), self._filled_in, ("workers", index))
+        return entry
+
+    def _absolute(self, text: str) -> str:
+        return expand_path(text, self.path.absolute().parent, self._environ)
+
+    def _filled_in(self, text: str) -> str:
+        return expand_variables(text, self._environ)
+
+    def _expand(
+        self, content: dict[str, Any], path: KeyPath, expand: Callable[[str], str], above: KeyPath = ()
+    ) -> None:
+        """Replace the text at ``path``, if there is one; what holds it is copied, for aliases share it."""
+        for part in path[:-1]:
+            inner = content.get(str(part))
+            if not isinstance(inner, dict):
+                return
+            inner = dict(inner)
+            content[str(part)] = inner
+            content = inner
+        key = str(path[-1])
+        text = content.get(key)
+        if isinstance(text, str) and text:
+            try:
+                content[key] = expand(text)
+            except ValueError as error:
+                self._tell((*above, *path), text, str(error))
+
+    def _validated(self, model: type[M], content: object, path: KeyPath) -> M | None:
+        found, problems = validated(model, content, self._file.place, path)
+        self._problems += problems
+        return found
+
+    def _tell(self, path: KeyPath, value: object, phrase: str) -> None:
+        self._problems.append(problem_at(path, value, phrase, self._file.place))
 
 
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            text = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); correct --config or leave it out"
-        ) from None
-    if len(text) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: is larger than {FILE_BYTES_MAX} bytes; that cannot be a configuration")
-    return text
+def _line(problem: Problem) -> int:
+    """A file is mended from top to bottom."""
+    found = _LINE.search(problem.place)
+    return int(found[1]) if found else 0

@@ -1,10 +1,10 @@
 """The environment variables: the only module that reads ``PROCGUARD_*`` and ``TORCHFT_*``.
 
-One table, the fields of ``TrainerSettings``, says which variable gives which setting and how its text is
-read. So all variables have the same manners: surrounding blanks are dropped, empty counts as unset,
-``TORCHFT_X`` is read when ``PROCGUARD_X`` is unset, and what cannot be read is a ``ConfigError`` that names
-the variable in which it stood, its value and what would have been accepted. All that is wrong is reported
-at once.
+One table, the fields of ``TrainerSettings`` and ``WorkerSettings``, says which variable gives which setting
+and how its text is read. So all variables have the same manners: surrounding blanks are dropped, empty counts
+as unset, ``TORCHFT_X`` is read when ``PROCGUARD_X`` is unset, and what cannot be read is a ``ConfigError``
+that names the variable in which it stood, its value and what would have been accepted. All that is wrong is
+reported at once.
 
 A setting is None when its variable is unset: the defaults, and whether a variable or an argument wins,
 are the caller's. The ``parse_*`` functions are public, so that an argument obeys the rules of its variable.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from procguard.errors import ConfigError, UsageError
 
@@ -229,17 +229,34 @@ class TrainerSettings:
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> TrainerSettings:
         """The settings in ``environ``; one ``ConfigError``, a line each, for all that cannot be read."""
-        values: dict[str, object] = {}
-        problems: list[str] = []
-        for entry in fields(cls):
-            variable: Variable = entry.metadata["variable"]
-            try:
-                values[entry.name] = variable.read(environ)
-            except ConfigError as error:
-                problems.append(str(error))
-        if problems:
-            raise ConfigError("\n".join(problems))
-        return cls(**values)  # type: ignore[arg-type]  # each value comes from its own field's parse
+        return cls(**_read_fields(cls, environ))  # each value comes from its own field's parse
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a guard says to a worker that it has started; None where there is no guard."""
+
+    guard: Address | None = _variable("PROCGUARD_GUARD", parse_address)
+    worker_id: str | None = _variable("PROCGUARD_WORKER_ID", parse_name)
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> WorkerSettings:
+        """The settings in ``environ``; one ``ConfigError``, a line each, for all that cannot be read."""
+        return cls(**_read_fields(cls, environ))
+
+
+def _read_fields(settings: type, environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for entry in fields(settings):
+        variable: Variable = entry.metadata["variable"]
+        try:
+            values[entry.name] = variable.read(environ)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return values
 
 
 def find_lighthouse_variables(

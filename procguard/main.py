@@ -26,6 +26,9 @@ class Door(NamedTuple):
 
 
 DOORS = {
+    "check-config": Door(
+        "procguard.check_config", "check_config", "Say all that is wrong with a guard's YAML file."
+    ),
     "demo": Door(
         "procguard.demo.command", "demo", "Kill replicas of a small training job and watch it go on."
     ),

@@ -1,8 +1,8 @@
-"""The lighthouse's configuration: three sources, one model, and what is said of what cannot work."""
+"""The guard's YAML: what can be read, what is said of what cannot, and that all of it is said at once."""
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from procguard.config import FILE_BYTES_MAX, LighthouseConfig, _read_yaml, load_lighthouse_config
+from procguard.config import ConfigLoader, GuardConfig
 from procguard.errors import ConfigError
-
-SHIPPED = Path(__file__).parent.parent / "configs" / "lighthouse.yaml"
 
 WriteYaml = Callable[[str], Path]
 
@@ -21,360 +19,341 @@ WriteYaml = Callable[[str], Path]
 @pytest.fixture
 def write_yaml(tmp_path: Path) -> WriteYaml:
     def write(text: str) -> Path:
-        path = tmp_path / "l.yaml"
+        path = tmp_path / "g.yaml"
         path.write_text(text, encoding="utf-8")
         return path
 
     return write
 
 
-def problem_of(
-    path: Path | None = None,
-    overrides: dict[str, object] | None = None,
-    environ: dict[str, str] | None = None,
-) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_lighthouse_config(path, overrides, environ or {})
-    return str(caught.value)
+def problems_of(path: Path, environ: dict[str, str] | None = None) -> list[str]:
+    """Each problem, without the file's name."""
+    _, problems = ConfigLoader(path, environ if environ is not None else {"HOME": "/home/ada"}).check()
+    return [str(problem).removeprefix(f"{path}, ") for problem in problems]
+
+
+WORKER = "workers:\n- worker_id: a\n  command: sleep 1\n"
 
 
 # --- what can be read ---
 
 
-def test_the_shipped_file_holds_the_defaults_of_every_key() -> None:
-    content, _ = _read_yaml(SHIPPED)
-    assert sorted(content) == sorted(LighthouseConfig.model_fields)
-    assert load_lighthouse_config(SHIPPED, {}, {}) == LighthouseConfig() == load_lighthouse_config(environ={})
+@pytest.mark.parametrize("text", ["", "workers:\n", "workers: []\n", "recovery:\n", "web: {}\n"])
+def test_a_file_without_workers_is_valid(write_yaml: WriteYaml, text: str) -> None:
+    path = write_yaml(text)
+    config = ConfigLoader(path).load()
+    assert config.workers == ()
+    state_file = str(path.parent / "procguard_state.json")
+    assert config == GuardConfig(state=config.state.model_copy(update={"state_file": state_file}))
+    assert config.state.state_file == state_file
 
 
-def test_the_shipped_file_tells_the_default_and_the_unit_of_each_key() -> None:
-    told: dict[str, str] = {}
-    comment = ""
-    for line in SHIPPED.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            told[line.split(":")[0]] = comment
-        comment = comment + line if line.startswith("#") else ""
-    for key, field in LighthouseConfig.model_fields.items():
-        default = "null" if field.default is None else str(field.default).lower()
-        assert re.search(rf"Default {re.escape(default)}\b", told[key]), key
-        assert "milliseconds" in told[key] or not key.endswith("_ms"), key
+def test_a_worker_needs_an_id_and_a_command(write_yaml: WriteYaml) -> None:
+    [worker] = ConfigLoader(str(write_yaml(WORKER))).load().workers
+    assert (worker.worker_id, worker.command) == ("a", ("sleep", "1"))
+    assert (worker.max_restarts, worker.restart_delay, worker.stop_signal) == (5, 1.0, "SIGTERM")
 
 
-def test_flags_go_over_variables_over_the_file(write_yaml: WriteYaml) -> None:
-    path = write_yaml("port: 1\nmin_replicas: 1\nlog_format: json\n")
-    environ = {"PROCGUARD_LIGHTHOUSE_MIN_REPLICAS": "2", "PROCGUARD_LIGHTHOUSE_PORT": "2"}
-    config = load_lighthouse_config(path, {"port": 3, "bind": None}, environ)
-    assert (config.port, config.min_replicas, config.log_format) == (3, 2, "json")
-    assert config.bind == "127.0.0.1"
+def test_a_command_is_a_line_or_a_list(write_yaml: WriteYaml) -> None:
+    text = """workers:
+- {worker_id: line, command: "sh -c 'echo ${RANK} ~'"}
+- {worker_id: list, command: [sh, -c, "echo ${RANK} ~"]}
+"""
+    line, listed = ConfigLoader(write_yaml(text)).load().workers
+    assert line.command == listed.command == ("sh", "-c", "echo ${RANK} ~")
 
 
-def test_a_variable_for_every_key() -> None:
-    environ = {
-        "PROCGUARD_LIGHTHOUSE_BIND": "0.0.0.0",
-        "PROCGUARD_LIGHTHOUSE_PORT": "0",
-        "PROCGUARD_LIGHTHOUSE_KEYS": "/etc/keys",
-        "PROCGUARD_LIGHTHOUSE_INSECURE": "yes",
-        "PROCGUARD_LIGHTHOUSE_MIN_REPLICAS": "2",
-        "PROCGUARD_LIGHTHOUSE_HEARTBEAT_INTERVAL_MS": "10",
-        "PROCGUARD_LIGHTHOUSE_HEARTBEAT_TIMEOUT_MS": "30",
-        "PROCGUARD_LIGHTHOUSE_THREAD_HEARTBEAT_TIMEOUT_MS": "30",
-        "PROCGUARD_LIGHTHOUSE_DISCONNECT_GRACE_MS": "29",
-        "PROCGUARD_LIGHTHOUSE_JOIN_TIMEOUT_MS": "1",
-        "PROCGUARD_LIGHTHOUSE_STATE_DIR": "/var/lib/lighthouse",
-        "PROCGUARD_LIGHTHOUSE_LOG_FORMAT": "json",
-        "PROCGUARD_LIGHTHOUSE_LOG_LEVEL": "debug",
-    }
-    assert load_lighthouse_config(environ=environ) == LighthouseConfig(
-        bind="0.0.0.0",
-        port=0,
-        keys=Path("/etc/keys"),
-        insecure=True,
-        min_replicas=2,
-        heartbeat_interval_ms=10,
-        heartbeat_timeout_ms=30,
-        thread_heartbeat_timeout_ms=30,
-        disconnect_grace_ms=29,
-        join_timeout_ms=1,
-        state_dir=Path("/var/lib/lighthouse"),
-        log_format="json",
-        log_level="debug",
-    )
-    assert len(environ) == len(LighthouseConfig.model_fields)
+def test_every_section_is_taken(write_yaml: WriteYaml) -> None:
+    text = """
+monitoring: {interval: 2, heartbeat_timeout: 6, zombie_detection: false, cpu_threshold: 0.5,
+             memory_threshold: 3}
+recovery: {enable_auto_recovery: false, stop_all_on_failure: false, task_reassignment: true,
+           recovery_timeout: 60, max_recovery_attempts: 1}
+communication: {adapter_type: zmq, adapter_config: {host: "::1", port_base: 0, timeout: 100}}
+state: {state_file: run/s.json, auto_save: false}
+logging: {level: warning, file: guard.log, format: '%(message)s'}
+web: {enabled: true, host: localhost, port: 1}
+"""
+    path = write_yaml(text)
+    config = ConfigLoader(path).load()
+    assert config.monitoring.heartbeat_timeout == 6.0
+    assert config.recovery.max_recovery_attempts == 1
+    assert config.communication.adapter_config.port_base == 0
+    assert config.state.state_file == str(path.parent / "run/s.json")
+    assert (config.logging.level, config.logging.file) == ("WARNING", str(path.parent / "guard.log"))
+    assert (config.web.enabled, config.web.port) == (True, 1)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing set\n", "---\n"])
-def test_an_empty_file_is_the_defaults(write_yaml: WriteYaml, text: str) -> None:
-    assert load_lighthouse_config(write_yaml(text), environ={}) == LighthouseConfig()
+def test_a_class_of_ones_own_is_told_whatever_stands_there(write_yaml: WriteYaml) -> None:
+    text = "communication: {adapter_type: 'my.place:Adapter', adapter_config: {colour: red, depth: [1]}}\n"
+    config = ConfigLoader(write_yaml(text)).load().communication
+    assert config.adapter_config.model_extra == {"colour": "red", "depth": [1]}
 
 
-def test_the_home_directory_can_be_meant(write_yaml: WriteYaml, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert load_lighthouse_config(write_yaml("state_dir: ~/lh"), environ={}).state_dir == Path("/home/ada/lh")
+@pytest.mark.parametrize(("written", "taken"), [("TERM", "SIGTERM"), ("sigint", "SIGINT"), ("SIGUSR1",) * 2])
+def test_a_signal_by_any_of_its_names(write_yaml: WriteYaml, written: str, taken: str) -> None:
+    [worker] = ConfigLoader(write_yaml(WORKER + f"  stop_signal: {written}\n")).load().workers
+    assert worker.stop_signal == taken
 
 
-@pytest.mark.parametrize(("text", "address"), [("localhost", "127.0.0.1"), ("127.0.0.2",) * 2, ("::1",) * 2])
-def test_loopback_needs_no_word(text: str, address: str) -> None:
-    assert load_lighthouse_config(None, {"bind": text}, {}).bind == address
-
-
-@pytest.mark.parametrize(
-    ("text", "bind", "port"),
-    [
-        ("127.0.0.1:4000", "127.0.0.1", 4000),
-        ("localhost:4000", "127.0.0.1", 4000),
-        ("[::1]:0", "::1", 0),
-        ("[::1]", "::1", 29510),
-        ("::1", "::1", 29510),
-    ],
-)
-def test_the_port_may_stand_in_the_bind(write_yaml: WriteYaml, text: str, bind: str, port: int) -> None:
-    for config in (
-        load_lighthouse_config(None, {"bind": text}, {}),
-        load_lighthouse_config(None, None, {"TORCHFT_LIGHTHOUSE_BIND": text}),
-        load_lighthouse_config(write_yaml(f"bind: '{text}'\n"), environ={}),
-    ):
-        assert (config.bind, config.port) == (bind, port)
-
-
-def test_the_port_in_a_bind_has_the_rank_of_its_source(write_yaml: WriteYaml) -> None:
-    path = write_yaml("bind: 127.0.0.1:1\n")
-    assert load_lighthouse_config(path, {"port": 2}, {}).port == 2
-    flags = {"bind": "127.0.0.1:4", "port": 4}
-    assert load_lighthouse_config(path, flags, {"PROCGUARD_LIGHTHOUSE_PORT": "3"}).port == 4
-
-
-def test_a_configuration_does_not_change() -> None:
+def test_a_configuration_does_not_change(write_yaml: WriteYaml) -> None:
+    config = ConfigLoader(write_yaml(WORKER)).load()
     with pytest.raises(ValueError, match="frozen"):
-        LighthouseConfig().port = 1  # type: ignore[misc]
+        config.workers[0].max_restarts = 1  # type: ignore[misc]
 
 
-# --- what cannot ---
+# --- paths and variables ---
 
 
-def test_an_unknown_key_is_told_the_nearest_known_one(write_yaml: WriteYaml) -> None:
-    path = write_yaml("port: 1\nmin_replica: 3\n")
-    assert problem_of(path) == (
-        f"{path}, line 2: min_replica = 3 is not a key of the lighthouse; did you mean min_replicas?"
-    )
+def test_a_relative_path_is_relative_to_the_files_folder(
+    write_yaml: WriteYaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_yaml(WORKER + "  pid_file: run/a.pid\n  log_file: ../a.log\n  working_dir: .\n")
+    monkeypatch.chdir("/")
+    for named in (path, Path(os.path.relpath(path))):
+        [worker] = ConfigLoader(named).load().workers
+        assert worker.pid_file == str(path.parent / "run/a.pid")
+        assert worker.log_file == str(path.parent.parent / "a.log")
+        assert worker.working_dir == str(path.parent)
 
 
-def test_an_unknown_key_like_no_other_is_told_all(write_yaml: WriteYaml) -> None:
-    problem = problem_of(write_yaml("zebra: 1\n"))
-    assert "the keys are bind, port, keys, insecure, min_replicas" in problem
+def test_variables_and_the_home_directory_in_paths_and_variables_alone_in_env(write_yaml: WriteYaml) -> None:
+    text = WORKER + (
+        "  pid_file: ~/${RUN}/a.pid\n"
+        "  log_file: ${LOGS:-/var/log}/a.log\n"
+        "  env: {X: '~/${RUN}', Y: '$RUN $${RUN}', Z: '${EMPTY:-z}', E: '${EMPTY}', '${RUN}': x}\n"
+    ).replace(", '${RUN}': x", "")
+    environ = {"HOME": "/home/ada", "RUN": "run", "EMPTY": ""}
+    [worker] = ConfigLoader(write_yaml(text), environ, look_at_machine=False).load().workers
+    assert worker.pid_file == "/home/ada/run/a.pid"
+    assert worker.log_file == "/var/log/a.log"
+    assert worker.env == {"X": "~/run", "Y": "$RUN ${RUN}", "Z": "z", "E": ""}
+
+
+def test_workers_that_share_an_alias_are_filled_in_each(write_yaml: WriteYaml) -> None:
+    text = """workers:
+- {worker_id: a, command: sleep 1, env: &env {X: "${HOME}"}}
+- {worker_id: b, command: sleep 1, env: *env}
+"""
+    first, second = ConfigLoader(write_yaml(text), {"HOME": "/${HOME}"}).load().workers
+    assert first.env == second.env == {"X": "/${HOME}"}
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("port: '29510'", "port = '29510' must be a whole number"),
-        ("port: 29510.5", "port = 29510.5 must be a whole number"),
-        ("port: true", "port = True must be a whole number"),
-        ("port:", "port = None must be a whole number"),
-        ("port: 65535", "port = 65535 must be less than 65535"),
-        ("port: -1", "port = -1 must be greater than or equal to 0"),
-        ("port: {a: 1}", "port = {'a': 1} must be a whole number"),
-        ("min_replicas: 0", "min_replicas = 0 must be greater than or equal to 1"),
-        ("heartbeat_interval_ms: .nan", "heartbeat_interval_ms = nan must be a whole number"),
-        ("join_timeout_ms: 86400001", "join_timeout_ms = 86400001 must be less than or equal to 86400000"),
-        ("insecure: 1", "insecure = 1 must be true or false"),
-        ("bind: 5", "bind = 5 must be text"),
-        ("bind: my-host", "bind = 'my-host' must be an IP address of this machine"),
-        ("log_format: xml", "log_format = 'xml' must be 'text' or 'json'"),
-        ("log_level: loud", "log_level = 'loud' must be 'debug', 'info', 'warning' or 'error'"),
-        ("state_dir: ''", "state_dir = '' must be the path of a directory"),
-        ('state_dir: "a\\0b"', "state_dir = 'a\\x00b' must be the path of a directory"),
-        ("state_dir: 5", "state_dir = 5 must be the path of a directory"),
+        ("env: {X: '${NOPE}'}", "env.X = '${NOPE}' needs the variable NOPE, which is not set; set it"),
+        ("pid_file: ${NOPE}/a", "pid_file = '${NOPE}/a' needs the variable NOPE"),
+        ("env: {X: '${1}'}", "env.X = '${1}' has a ${ that is no ${NAME}"),
+        ("pid_file: '${EMPTY:-}'", "pid_file = '${EMPTY:-}' is empty once its variables are filled in"),
     ],
 )
-def test_a_value_that_does_not_fit(write_yaml: WriteYaml, line: str, said: str) -> None:
-    path = write_yaml(f"# a comment\n{line}\n")
-    problem = problem_of(path)
-    assert problem.startswith(f"{path}, line 2: {said}")
-    assert len(problem.splitlines()) == 1
+def test_what_cannot_be_filled_in(write_yaml: WriteYaml, line: str, said: str) -> None:
+    [problem] = problems_of(write_yaml(WORKER + f"  {line}\n"))
+    assert problem.startswith(f"line 4: workers[0].{said}")
 
 
-def test_the_place_of_a_bad_value_is_named() -> None:
-    assert problem_of(environ={"PROCGUARD_LIGHTHOUSE_PORT": "http"}) == (
-        "PROCGUARD_LIGHTHOUSE_PORT: port = 'http' must be a whole number"
-    )
-    assert problem_of(environ={"TORCHFT_LIGHTHOUSE_INSECURE": "maybe"}) == (
-        "TORCHFT_LIGHTHOUSE_INSECURE: insecure = 'maybe' must be true or false"
-    )
-    assert problem_of(overrides={"min_replicas": 0}).startswith("--min-replicas: min_replicas = 0 must be")
-
-
-def test_all_that_is_wrong_is_said_at_once(write_yaml: WriteYaml) -> None:
-    path = write_yaml("min_replica: 3\nlog_format: xml\n")
-    problem = problem_of(path, {"bind": "nowhere"}, {"PROCGUARD_LIGHTHOUSE_PORT": "x"})
-    assert sorted(line.split(":")[0] for line in problem.splitlines()) == sorted(
-        ["--bind", "PROCGUARD_LIGHTHOUSE_PORT", f"{path}, line 1", f"{path}, line 2"]
-    )
-
-
-def test_a_pair_that_cannot_stand_together_is_named_with_values_and_places(write_yaml: WriteYaml) -> None:
-    path = write_yaml("heartbeat_timeout_ms: 299\ndisconnect_grace_ms: 100\n")
-    assert problem_of(path) == (
-        f"heartbeat_timeout_ms = 299 ({path}, line 1) and heartbeat_interval_ms = 100 (default): "
-        "the timeout must be at least 3 intervals, or a beat or two that come late are taken for a death; "
-        "raise the timeout to 300"
-    )
+# --- what cannot be ---
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "flag", "remedy"),
+    ("line", "said"),
     [
-        ("thread_heartbeat_timeout_ms", 999, "--thread-heartbeat-timeout-ms", "raise it to 1000"),
-        ("disconnect_grace_ms", 1000, "--disconnect-grace-ms", "lower it below 1000"),
+        ("comand: x", "comand = 'x' is not a key of a worker; did you mean command?"),
+        ("max_restarts: '5'", "max_restarts = '5' must be a whole number"),
+        ("max_restarts: -1", "max_restarts = -1 must be greater than or equal to 0"),
+        ("stop_timeout: '5'", "stop_timeout = '5' must be a number"),
+        ("stop_timeout: true", "stop_timeout = True must be a number"),
+        ("stop_timeout: .inf", "stop_timeout = inf must be"),
+        ("stop_timeout: .nan", "stop_timeout = nan must be"),
+        ("restart: sometimes", "restart = 'sometimes' must be 'on_failure', 'always' or 'never'"),
+        ("env: [a]", "env = ['a'] must be lines of the form key: value"),
+        ("env: {A: 4}", "env.A = 4 must be text; put it in quotes"),
+        ("env: {A-B: x}", "env = {'A-B': 'x'} has the name 'A-B', which no variable can have"),
+        ("tasks: t1", "tasks = 't1' must be a list"),
+        ("tasks: [t1, '']", "tasks[1] = '' cannot be a task"),
+        ("tasks: [t1, t1]", "tasks[1] = 't1' stands twice in this list"),
+        ("stop_signal: SIGTEM", "stop_signal = 'SIGTEM' is not a signal that ends a process; did you mean"),
+        ("stop_signal: SIGSTOP", "stop_signal = 'SIGSTOP' is not a signal that ends a process"),
+        ("stop_signal: 15", "stop_signal = 15 must be text"),
+        ("health_check_url: ftp://h", "health_check_url = 'ftp://h' must be an http or https URL"),
+        ("health_check_url: 'http://'", "health_check_url = 'http://' must be an http or https URL"),
+        ("health_check_url: 'http://h:x/'", "health_check_url = 'http://h:x/' must be an http or https"),
+        ("log_rotation: {max_byte: 1}", "log_rotation.max_byte = 1 is not a key of log_rotation; did you"),
+        ("log_rotation: {max_bytes: 1}", "log_rotation.max_bytes = 1 must be greater than or equal"),
+        ("restart_delay_max: 0.5", "restart_delay_max = 0.5 is less than restart_delay = 1"),
+        ("depends_on: [b]", "depends_on[0] = 'b' is not a worker of this file; its workers are a"),
+        ("depends_on: [a]", "depends_on = ['a'] closes a circle in which each waits for the next: a -> a;"),
+        ("working_dir: /no/such", "working_dir = '/no/such' does not exist; make it"),
+        ("working_dir: g.yaml", "working_dir = '"),
+        ("pid_file: g.yaml/a", "pid_file = '"),
+        ("pid_file: .", "pid_file = '"),
+        ("log_file: ''", "log_file = '' must be a path"),
+        ("on_supervisor_death: die", "on_supervisor_death = 'die' must be 'keep' or 'kill'"),
     ],
 )
-def test_each_pair_has_its_remedy(key: str, value: int, flag: str, remedy: str) -> None:
-    problem = problem_of(overrides={key: value})
-    assert problem.startswith(f"{key} = {value} ({flag}) and heartbeat_timeout_ms = 1000 (default): ")
-    assert problem.endswith(remedy)
-
-
-def test_several_impossible_pairs_are_all_named() -> None:
-    problem = problem_of(overrides={"heartbeat_timeout_ms": 100, "thread_heartbeat_timeout_ms": 50})
-    assert len(problem.splitlines()) == 3
-
-
-@pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.0.0.7", "::ffff:10.0.0.7"])
-def test_beyond_this_machine_only_when_it_is_said_out_loud(bind: str) -> None:
-    problem = problem_of(overrides={"bind": bind})
-    assert problem.startswith(f"bind = {bind!r} (--bind) and insecure = False (default): ")
-    assert "--insecure" in problem
-    assert "127.0.0.1" in problem
-    assert load_lighthouse_config(None, {"bind": bind, "insecure": True}, {}).bind == bind
-
-
-def test_two_ports_from_one_source() -> None:
-    assert problem_of(overrides={"bind": "127.0.0.1:1", "port": 2}) == (
-        "bind = '127.0.0.1:1' (--bind) and port = 2 (--port): two different ports; "
-        "name the port in one of the two places"
-    )
+def test_a_workers_key_that_cannot_be(write_yaml: WriteYaml, line: str, said: str) -> None:
+    [problem] = problems_of(write_yaml(WORKER + f"  {line}\n"))
+    assert problem.startswith(f"line 4: workers[0].{said}")
 
 
 @pytest.mark.parametrize(
-    ("bind", "said"),
+    ("command", "said"),
     [
-        ("127.0.0.1:65535", "--bind: port = 65535 must be less than 65535"),
-        ("127.0.0.1:", "--bind: bind = '127.0.0.1:' must be an IP address of this machine"),
-        (":29510", "--bind: bind = ':29510' must be an IP address of this machine"),
-        ("[127.0.0.1]:1", "--bind: bind = '[127.0.0.1]:1' must be an IP address of this machine"),
-        ("::1:29510", "--bind: bind = '::1:29510' must be an IP address of this machine"),
-        ("my-host:29510", "--bind: bind = 'my-host' must be an IP address of this machine"),
-        ("127.0.0.1:٣", "--bind: bind = '127.0.0.1:٣' must be an IP address of this machine"),
+        ("''", "'' is empty; write what to run"),
+        ("[]", "[] names no program"),
+        ('"sh -c \'x"', '"sh -c \'x" cannot be split into words (no closing quotation)'),
+        ("no-such-program 1", "'no-such-program 1' starts with no-such-program, which is not found in PATH"),
+        ("./g.yaml", "'./g.yaml' starts with ./g.yaml, "),
+        ("~/train", "'~/train' starts with ~/train, and there is no file"),
+        ("/etc/passwd", "'/etc/passwd' starts with /etc/passwd, which is not executable; chmod +x /etc/pa"),
     ],
 )
-def test_a_bind_that_makes_no_sense(bind: str, said: str) -> None:
-    problem = problem_of(overrides={"bind": bind})
-    assert problem.startswith(said)
-    assert len(problem.splitlines()) == 1
+def test_a_command_that_cannot_run(write_yaml: WriteYaml, command: str, said: str) -> None:
+    path = write_yaml(f"workers:\n- worker_id: a\n  command: {command}\n")
+    [problem] = problems_of(path)
+    assert problem.startswith(f"line 3: workers[0].command = {said}")
 
 
-def test_a_port_in_the_bind_does_not_make_it_safe() -> None:
-    assert "--insecure" in problem_of(overrides={"bind": "[::]:29510"})
-    config = load_lighthouse_config(None, {"bind": "[::]:29510", "insecure": True}, {})
-    assert (config.bind, config.port) == ("::", 29510)
-
-
-# --- files that are no configuration ---
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    path = tmp_path / "missing.yaml"
-    assert problem_of(path) == (
-        f"{path}: cannot be read (No such file or directory); correct --config or leave it out"
-    )
-
-
-def test_a_directory(tmp_path: Path) -> None:
-    assert "cannot be read (Is a directory)" in problem_of(tmp_path)
+def test_each_word_of_a_command_is_text(write_yaml: WriteYaml) -> None:
+    path = write_yaml("workers: [{worker_id: a, command: [sleep, 1]}]\n")
+    assert problems_of(path) == ["line 1: workers[0].command[1] = 1 must be text; put it in quotes"]
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("- port\n", "['port']"), ("port 29510\n", "'port 29510'"), ("5", "5")]
+    ("text", "said"),
+    [
+        ("monitor: {}", "monitor = {} is not a key of the guard; did you mean monitoring?"),
+        ("workers: 5", "workers = 5 must be a list; write each worker as - worker_id: NAME"),
+        ("workers: {a: 1}", "workers = {'a': 1} must be a list"),
+        ("workers: [a]", "workers[0] = 'a' must be lines of the form key: value"),
+        ("recovery: yes", "recovery = True must be lines of the form key: value"),
+        ("monitoring: {intervall: 1}", "monitoring.intervall = 1 is not a key of monitoring; did you mean i"),
+        ("monitoring: {cpu_threshold: -1}", "monitoring.cpu_threshold = -1 must be greater than or equal"),
+        ("recovery: {recovery_timeout: 0}", "recovery.recovery_timeout = 0 must be greater than 0"),
+        ("communication: {adapter_type: redis}", "communication.adapter_type = 'redis' must be mock, zmq, l"),
+        ("communication: {adapter_type: 'a:'}", "communication.adapter_type = 'a:' must be mock, zmq, ligh"),
+        ("communication: {adapter_config: {timeout: 0.5}}", "communication.adapter_config.timeout = 0.5 m"),
+        ("communication: {adapter_config: {port: 1}}", "communication.adapter_config.port = 1 is not a key"),
+        ("communication: {adapter_config: {host: 'h:5'}}", "communication.adapter_config.host = 'h:5' must"),
+        ("communication: {adapter_config: {host: '1.2'}}", "communication.adapter_config.host = '1.2' must"),
+        ("logging: {level: loud}", "logging.level = 'loud' must be one of DEBUG, INFO, WARNING, ERROR"),
+        ("logging: {format: '%(x'}", "logging.format = '%(x' must be text, json, or a format of Python's"),
+        ("web: {port: 70000}", "web.port = 70000 must be less than or equal to 65535"),
+        ("state: {state_file: ''}", "state.state_file = '' must be a path"),
+    ],
 )
-def test_a_file_that_is_no_mapping(write_yaml: WriteYaml, text: str, shown: str) -> None:
+def test_a_key_of_the_guard_that_cannot_be(write_yaml: WriteYaml, text: str, said: str) -> None:
+    [problem] = problems_of(write_yaml(text + "\n"))
+    assert problem.startswith(f"line 1: {said}")
+
+
+def test_a_timeout_of_less_than_three_intervals_names_both(write_yaml: WriteYaml) -> None:
+    assert problems_of(write_yaml("monitoring: {interval: 4}\n")) == [
+        "line 1: monitoring.heartbeat_timeout = 10.0 must be at least 3 times monitoring.interval = 4, "
+        "or a beat or two that come late are taken for a hang; raise it to 12"
+    ]
+
+
+def test_the_keys_of_the_lighthouse_adapter(write_yaml: WriteYaml) -> None:
+    text = "communication: {adapter_type: lighthouse, adapter_config: {job_id: 7, keys: '', jobs: x}}\n"
+    assert [problem.split(";")[0] for problem in problems_of(write_yaml(text))] == [
+        "line 1: communication.adapter_config.job_id = 7 must be the name of a job: text of 1 to 255 bytes",
+        "line 1: communication.adapter_config.keys = '' must be the path of a key file",
+        "line 1: communication.adapter_config.jobs = 'x' is not a key of the lighthouse adapter",
+    ]
+
+
+def test_workers_that_get_in_each_others_way(write_yaml: WriteYaml) -> None:
+    text = """workers:
+- {worker_id: a, command: sleep 1, tasks: [t], pid_file: p, log_file: l}
+- {worker_id: b, command: sleep 1, tasks: [u, t], pid_file: p, log_file: l}
+- {worker_id: a, command: sleep 1}
+"""
     path = write_yaml(text)
-    assert problem_of(path) == f"{path}: holds {shown}; write lines of the form key: value"
+    assert problems_of(path) == [
+        "line 3: workers[1].tasks[1] = 't' is a task of a too; a task is one worker's: remove one of the two",
+        f"line 3: workers[1].pid_file = '{path.parent}/p' is the pid_file of a too; give each its own",
+        f"line 3: workers[1].log_file = '{path.parent}/l' is the log_file of a too; give each its own",
+        "line 4: workers[2].worker_id = 'a' is already the name of workers[0]; "
+        "give one of the two another name",
+    ]
+
+
+def test_each_circle_is_named_once_and_nobody_else_is_blamed(write_yaml: WriteYaml) -> None:
+    text = "workers:\n" + "".join(
+        f"- {{worker_id: {name}, command: sleep 1, depends_on: [{needs}]}}\n"
+        for name, needs in [("a", "b"), ("b", "c"), ("c", "a"), ("d", "e"), ("e", "d"), ("f", "a"), ("g", "")]
+    )
+    problems = problems_of(write_yaml(text))
+    assert len(problems) == 2
+    circles = sorted(problem.split("the next: ")[1].split(";")[0] for problem in problems)
+    assert circles[0] in ("a -> b -> c -> a", "b -> c -> a -> b", "c -> a -> b -> c")
+    assert circles[1] in ("d -> e -> d", "e -> d -> e")
+
+
+def test_whom_a_mistake_hides_is_not_called_unknown(write_yaml: WriteYaml) -> None:
+    text = "workers:\n- {worker_id: a, command: sleep 1, depends_on: [b]}\n- {worker_id: b}\n"
+    assert problems_of(write_yaml(text)) == [
+        "line 3: workers[1].command is missing; write command: python train.py"
+    ]
+
+
+def test_all_that_is_wrong_is_said_at_once_from_top_to_bottom(write_yaml: WriteYaml) -> None:
+    text = """workers:
+- worker_id: a
+  command: no-such-program
+- worker_id: b
+  comand: x
+- worker_id: a
+  command: sleep 1
+monitoring: {interval: 5}
+logging: {level: loud}
+"""
+    lines = [problem.split(":")[0] for problem in problems_of(write_yaml(text))]
+    assert lines == ["line 3", "line 4", "line 5", "line 6", "line 8", "line 9"]
+    with pytest.raises(ConfigError) as caught:
+        ConfigLoader(write_yaml(text)).load()
+    assert len(str(caught.value).splitlines()) == 6
 
 
 def test_a_key_that_stands_twice(write_yaml: WriteYaml) -> None:
-    path = write_yaml("port: 1\nbind: ::1\nport: 2\n")
-    assert problem_of(path) == f"{path}, line 3: the key port is already set above; remove one of the two"
+    path = write_yaml(WORKER + "  command: sleep 2\n")
+    with pytest.raises(ConfigError, match=r"line 4: the key command is already set above"):
+        ConfigLoader(path).load()
 
 
-def test_a_key_that_stands_twice_deep_inside(write_yaml: WriteYaml) -> None:
-    path = write_yaml("port:\n  a: [{b: 1,\n    b: 2}]\n")
-    assert problem_of(path).startswith(f"{path}, line 3: the key b is already set above")
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read \(No such file"):
+        ConfigLoader(tmp_path / "no.yaml").load()
 
 
-@pytest.mark.parametrize("key", ["on", "8080", "~", "[a]", "{a: b}", "<<"])
-def test_a_key_that_is_no_text(write_yaml: WriteYaml, key: str) -> None:
-    path = write_yaml(f"? {key}\n: 1\n")
-    assert problem_of(path).startswith(f"{path}, line 1: the key ")
+def test_thousands_of_mistakes_are_told_in_part(write_yaml: WriteYaml) -> None:
+    path = write_yaml("workers:\n" + "- {}\n" * 5_000)
+    with pytest.raises(ConfigError) as caught:
+        ConfigLoader(path).load()
+    assert str(caught.value).endswith("... and 9900 more")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "port: [1\n",
-        "port: 1\n bind: 2\n",
-        "\tport: 1\n",
-        "port: *nowhere\n",
-        "--- {}\n--- {}\n",
-        "port: !!python/object:os.system {}\n",
-        "port: !!int x\n",
-        "port: !!bool x\n",
-        "port: !!timestamp x\n",
-        "port: 2026-13-45\n",
-        "port: " + "9" * 5000,
-        "port: \0\n",
-    ],
-)
-def test_what_is_not_yaml(write_yaml: WriteYaml, text: str) -> None:
-    path = write_yaml(text)
-    problem = problem_of(path)
-    assert problem.startswith(str(path))
-    assert len(problem.splitlines()) == 1
+WORDS = ["workers", "worker_id", "command", "env", "state", "a", "${X}", "~", "5", "1.5", "null", "true"]
 
 
-def test_what_is_not_text(tmp_path: Path) -> None:
-    path = tmp_path / "l.yaml"
-    path.write_bytes(b"port: \xff\xfe\x00")
-    assert problem_of(path).startswith(f"{path}: not readable as YAML")
-
-
-def test_a_file_nested_beyond_reason(write_yaml: WriteYaml) -> None:
-    assert problem_of(write_yaml("port: " + "[" * 5_000)).endswith("nested too deeply for a configuration")
-
-
-def test_a_file_larger_than_any_configuration(tmp_path: Path) -> None:
-    path = tmp_path / "l.yaml"
-    path.write_bytes(b"#" * (FILE_BYTES_MAX + 1))
-    assert (
-        problem_of(path) == f"{path}: is larger than {FILE_BYTES_MAX} bytes; that cannot be a configuration"
+@given(
+    st.recursive(
+        st.sampled_from(WORDS),
+        lambda inner: (
+            st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+            | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3).map(
+                lambda pairs: "{" + ", ".join(f"{key}: {value}" for key, value in pairs.items()) + "}"
+            )
+        ),
     )
-
-
-def test_a_bomb_of_aliases_is_shown_in_part(write_yaml: WriteYaml) -> None:
-    levels = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
-    levels += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 30)]
-    assert len(problem_of(write_yaml("\n".join(levels)))) < 20_000
-
-
-def test_a_value_that_holds_itself(write_yaml: WriteYaml) -> None:
-    assert "port = [[" in problem_of(write_yaml("port: &a [*a]\n"))
-
-
-@given(st.text(alphabet=st.sampled_from("portbind:{}[]&*!<>|-?#'\"\n\t 0129.~%@`,\\"), max_size=80))
+)
 def test_whatever_the_file_holds_it_is_a_configuration_or_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.yaml"
-    path.write_text(text, encoding="utf-8")
-    try:
-        load_lighthouse_config(path, environ={})
-    except ConfigError as error:
-        assert str(path) in str(error)
+    path = tmp_path_factory.getbasetemp() / "any_guard.yaml"
+    path.write_text(f"workers: {text}\n", encoding="utf-8")
+    config, problems = ConfigLoader(path, {}).check()
+    assert (config is None) == bool(problems)
+    assert all(str(problem).startswith(str(path)) for problem in problems)

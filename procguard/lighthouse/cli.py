@@ -26,7 +26,6 @@ import click
 from procguard.adapters.scheduling import run_promptly
 from procguard.adapters.zmq import ZmqLighthouseTransport
 from procguard.adapters.zmq_key_files import read_server
-from procguard.config import LighthouseConfig, load_lighthouse_config
 from procguard.env import Address
 from procguard.errors import ProcGuardError, StateError
 from procguard.lighthouse.core import Core
@@ -34,6 +33,7 @@ from procguard.lighthouse.epoch_file import EpochFile, default_directory, first_
 from procguard.lighthouse.log_lines import written_log
 from procguard.lighthouse.roster import Options
 from procguard.lighthouse.service import Service
+from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
 from procguard.messages import Settings
 
 logger = logging.getLogger("procguard.lighthouse")  # under python -m, __name__ is another

@@ -1,0 +1,391 @@
+"""``adapter_type: lighthouse``: the guard's workers are trainers, members of a lighthouse that stands.
+
+They beat to the lighthouse, not to the guard. The guard looks at it as ``procguard status`` does, and hears
+its notices as a listener does, without being a member:
+
+- a beat that the lighthouse has had of a worker is a beat;
+- a failure that only the lighthouse can know (silence, a stopped or wedged trainer, an operator's word)
+  reaches the failure callback. A process that has ended does not: the guard is its parent, and knew before;
+- ``wait_ready`` waits until the workers are back in a quorum together.
+
+A lighthouse carries no commands, so ``send_command`` is False. Notices may be lost, which is why the Snapshot
+is asked for again and again: it holds the last of them.
+
+The member that a worker is has the worker's id, unless ``replica_ids`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from procguard.adapters.base import MemberTransport
+from procguard.adapters.communication import (
+    CommandAnswer,
+    CommunicationAdapter,
+    FailureCallback,
+    HeartbeatCallback,
+    WorkerFailure,
+)
+from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq_key_files import find_person, read_member
+from procguard.codec import decode, encode
+from procguard.errors import ProtocolError, UsageError
+from procguard.messages import (
+    DEFAULT_PORT,
+    CauseKind,
+    Incarnation,
+    JobView,
+    MemberState,
+    MemberView,
+    Notice,
+    NoticeBatch,
+    Process,
+    QuorumId,
+    Snapshot,
+    SnapshotRequest,
+    notice_topic,
+)
+
+DEFAULT_JOB = "default"
+LOOK_INTERVAL_S = 1.0
+EAGER_INTERVAL_S = 0.05
+"""Between two looks while somebody waits for a quorum."""
+FRAMES_COUNT_MAX = 1_000
+WAKES_MAX = 4096
+CLOSE_TIMEOUT_S = 5.0
+SILENCE_S = 3.0
+"""Without an answer for so long: connect afresh."""
+
+SEEN_BY_THE_PARENT = frozenset(
+    {CauseKind.LEFT, CauseKind.PROCESS_EXIT, CauseKind.PROCESS_REPLACED, CauseKind.SUPERSEDED}
+)
+"""Ends of a process, of which the kernel tells the guard."""
+
+_log = logging.getLogger(__name__)
+
+
+class LighthouseAdapter(CommunicationAdapter):
+    """Looks at one job of one lighthouse.
+
+    Args:
+        host: of the lighthouse.
+        port_base: its port; notices come on the next one.
+        timeout: milliseconds; how long ``initialize`` waits for a first answer before it says that there is
+        none
+            so far. Later it goes on looking for one.
+        job_id: the workers' job.
+        keys: a key file, or a directory of them, where the lighthouse asks for one.
+        replica_ids: by worker_id, where they differ.
+        is_living: whether a process of this machine still lives; a member whose process does not is not
+        ready,
+            whatever the lighthouse thinks so far.
+        connect: opens the connection.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port_base: int = DEFAULT_PORT,
+        timeout: int = 5000,
+        job_id: str = DEFAULT_JOB,
+        keys: str | None = None,
+        *,
+        replica_ids: Mapping[str, str] | None = None,
+        is_living: Callable[[Process], bool] | None = None,
+        connect: Callable[[], MemberTransport] | None = None,
+    ) -> None:
+        self._host, self._port, self._job_id, self._keys = host, port_base, job_id, keys
+        self._timeout_s = timeout / 1000
+        self._replica_ids = dict(replica_ids or {})
+        self._is_living = is_living or living_here
+        self._connect = connect or self._connected
+        self._changed = threading.Condition()
+        self._registered: dict[str, str] = {}
+        """worker_id by replica_id."""
+        self._job: JobView | None = None
+        self._looks = 0
+        self._waiters = 0
+        self._joined: dict[str, tuple[Incarnation, QuorumId]] = {}
+        """By replica_id: a life that is known to be part of this quorum."""
+        self._beat_at: dict[str, float] = {}
+        self._over: dict[str, Incarnation] = {}
+        """By replica_id: its last life that is known to have ended."""
+        self._settled = False
+        self._heartbeat: HeartbeatCallback | None = None
+        self._failed: FailureCallback | None = None
+        self._closing = False
+        self._thread: threading.Thread | None = None
+        self._waker: socket.socket | None = None
+
+    # --- the guard's calls --------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        with self._changed:
+            if self._thread is not None:
+                return
+            transport = self._connect()
+            self._closing = False
+            self._waker, woken = socket.socketpair()
+            self._thread = threading.Thread(
+                target=self._run, args=(transport, woken), name="procguard-lighthouse-watch", daemon=True
+            )
+            self._thread.start()
+            if not self._changed.wait_for(lambda: self._looks > 0, self._timeout_s):
+                _log.warning("No lighthouse answers at %s:%d so far; looking on", self._host, self._port)
+
+    def close(self) -> None:
+        with self._changed:
+            thread, self._closing = self._thread, True
+            self._changed.notify_all()
+            self._wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(CLOSE_TIMEOUT_S)
+            self._thread = None
+
+    def register_worker(self, worker_id: str) -> None:
+        with self._changed:
+            self._registered[self.replica_id(worker_id)] = worker_id
+
+    def unregister_worker(self, worker_id: str) -> None:
+        with self._changed:
+            self._registered.pop(self.replica_id(worker_id), None)
+
+    def replica_id(self, worker_id: str) -> str:
+        """The member that this worker is."""
+        return self._replica_ids.get(worker_id, worker_id)
+
+    def request(
+        self,
+        worker_id: str,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> CommandAnswer:
+        return CommandAnswer(False, error="a lighthouse carries no commands; adapter_type zmq does")
+
+    def send_heartbeat(self, worker_id: str) -> bool:
+        with self._changed:
+            if self._closing or self._thread is None or self.replica_id(worker_id) not in self._registered:
+                return False
+        self._tell_beats([worker_id])
+        return True
+
+    def set_heartbeat_callback(self, callback: HeartbeatCallback | None) -> None:
+        self._heartbeat = callback
+
+    def set_failure_callback(self, callback: FailureCallback | None) -> None:
+        self._failed = callback
+
+    def connected_workers(self) -> list[str]:
+        with self._changed:
+            members = self._members() if not self._closing else {}
+            return sorted(
+                worker_id
+                for replica_id, worker_id in self._registered.items()
+                if replica_id in members and members[replica_id].state is MemberState.ALIVE
+            )
+
+    def environment(self, worker_id: str) -> dict[str, str]:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return {
+            "PROCGUARD_LIGHTHOUSE": f"{host}:{self._port}",
+            "PROCGUARD_JOB_ID": self._job_id,
+            "REPLICA_ID": self.replica_id(worker_id),
+        }
+
+    def wait_ready(self, worker_ids: Sequence[str], timeout_s: float) -> bool:
+        """Wait until all these workers are alive in one quorum, formed since each of them joined.
+
+        Args:
+            timeout_s: seconds; when they are over, the answer is False.
+        """
+        wanted = [self.replica_id(worker_id) for worker_id in worker_ids]
+        if not wanted:
+            return True
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            self._waiters += 1
+            seen = self._looks
+            self._wake()
+            try:
+                while True:  # only what was seen after the call counts
+                    left_s = until - time.monotonic()
+                    if self._closing or left_s <= 0:
+                        return False
+                    if self._looks > seen and self._are_ready(wanted):
+                        return True
+                    self._changed.wait(left_s)
+            finally:
+                self._waiters -= 1
+
+    def _are_ready(self, replica_ids: Iterable[str]) -> bool:
+        job, members = self._job, self._members()
+        if job is None or job.quorum is None:
+            return False
+        for replica_id in replica_ids:
+            member = members.get(replica_id)
+            if member is None or member.state is not MemberState.ALIVE:
+                return False
+            if self._joined.get(replica_id) != (member.incarnation, job.quorum.quorum_id):
+                return False
+            if not all(self._is_living(rank.process) for rank in member.ranks):
+                return False
+        return True
+
+    def _members(self) -> dict[str, MemberView]:
+        return {member.replica_id: member for member in self._job.members} if self._job else {}
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _connected(self) -> MemberTransport:
+        try:
+            keys = read_member(find_person(Path(self._keys))) if self._keys else None
+            return ZmqMemberTransport(self._host, self._port, keys)
+        except UsageError as error:
+            raise UsageError(f"communication.adapter_config: {error}") from None
+
+    def _run(self, transport: MemberTransport, woken: socket.socket) -> None:
+        transport.listen(self._port + 1, [notice_topic(self._job_id)])
+        ask_at, heard_at = -inf, time.monotonic()
+        try:
+            while not self._closing:
+                now = time.monotonic()
+                if now >= ask_at:
+                    transport.send(encode(SnapshotRequest(self._job_id)))
+                    ask_at = now + (EAGER_INTERVAL_S if self._waiters else LOOK_INTERVAL_S)
+                if transport.wait(max(0.0, ask_at - now), (woken.fileno(),)):
+                    woken.recv(WAKES_MAX)
+                    ask_at = -inf
+                frames = transport.receive(FRAMES_COUNT_MAX)
+                for frame in frames:
+                    self._take_answer(frame, time.monotonic())
+                for frame in transport.notices(FRAMES_COUNT_MAX):
+                    self._take_notice(frame)
+                now = time.monotonic()
+                heard_at = now if frames else heard_at
+                if now - heard_at >= SILENCE_S:
+                    heard_at = now
+                    transport.reconnect()
+        except Exception:  # noqa: BLE001  # a broken transport: the guard goes on without it, and says so
+            _log.exception("The lighthouse is not looked at any more")
+        finally:
+            with self._changed:
+                self._closing = True
+                waker, self._waker = self._waker, None
+                self._changed.notify_all()
+            if waker is not None:
+                waker.close()
+            woken.close()
+            transport.close()
+
+    def _wake(self) -> None:
+        """With the lock held."""
+        if self._waker is not None:
+            self._waker.send(b"x")
+
+    def _take_answer(self, frame: bytes, now: float) -> None:
+        try:
+            snapshot = decode(frame)
+        except ProtocolError as error:
+            _log.warning("An answer of the lighthouse was dropped: %s", error)
+            return
+        if not isinstance(snapshot, Snapshot):
+            return
+        job = next((job for job in snapshot.jobs if job.job_id == self._job_id), None)
+        with self._changed:
+            self._job = job
+            self._looks += 1
+            self._note_joined(job)
+            beats = self._new_beats(now)
+            self._changed.notify_all()
+        self._tell_beats(beats)
+        notices = [view.notice for view in job.notices] if job else []
+        self._hear(notices, tell=self._settled)  # what was over before we first looked is old news
+        self._settled = True
+
+    def _note_joined(self, job: JobView | None) -> None:
+        """Who belongs to the present quorum: it was formed when this life of theirs had begun already."""
+        if job is None or job.quorum is None:
+            return
+        for member in job.members:
+            if member.replica_id in job.quorum.replica_ids and member.in_state_s >= job.quorum.age_s:
+                self._joined[member.replica_id] = member.incarnation, job.quorum.quorum_id
+
+    def _new_beats(self, now: float) -> list[str]:
+        """Workers whose members have beaten since the last look."""
+        beats = []
+        for replica_id, member in self._members().items():
+            worker_id = self._registered.get(replica_id)
+            if worker_id is None or member.state is not MemberState.ALIVE or not member.ranks:
+                continue
+            at = now - max(rank.beat_age_s for rank in member.ranks)  # of the rank that is silent the longest
+            if at > self._beat_at.get(replica_id, -inf) + 1e-3:  # ages are rounded on their way
+                self._beat_at[replica_id] = at
+                beats.append(worker_id)
+        return beats
+
+    def _take_notice(self, frame: bytes) -> None:
+        try:
+            batch = decode(frame[frame.find(b"\0") + 1 :])
+        except ProtocolError:
+            return  # another version's; the Snapshot will say so
+        if isinstance(batch, NoticeBatch):
+            self._hear(batch.notices, tell=True)
+
+    def _hear(self, notices: Collection[Notice], *, tell: bool) -> None:
+        """Each end once, whichever way it came."""
+        failures = []
+        for notice in notices:
+            known = self._over.get(notice.replica_id)
+            if known is not None and notice.incarnation <= known:
+                continue
+            self._over[notice.replica_id] = notice.incarnation
+            worker_id = self._registered.get(notice.replica_id)
+            if tell and worker_id is not None and notice.cause.kind not in SEEN_BY_THE_PARENT:
+                process = self._process_of(notice)
+                failures.append(WorkerFailure(worker_id, str(notice.cause), process.pid, process.host))
+        callback = self._failed
+        if failures and callback is not None:
+            try:
+                callback(failures)
+            except Exception:  # noqa: BLE001  # the guard's own; the log has it with its traceback
+                _log.exception("The failure callback failed for %s", [at.worker_id for at in failures])
+
+    def _process_of(self, notice: Notice) -> Process:
+        """Which process that was, as far as the last look tells."""
+        member = self._members().get(notice.replica_id)
+        if member is None or member.incarnation != notice.incarnation or not member.ranks:
+            return Process("", "", 0, 0)
+        return member.ranks[0].process
+
+    def _tell_beats(self, worker_ids: Iterable[str]) -> None:
+        callback = self._heartbeat
+        if callback is None:
+            return
+        for worker_id in worker_ids:
+            try:
+                callback(worker_id)
+            except Exception:  # noqa: BLE001  # the guard's own; the log has it with its traceback
+                _log.exception("The heartbeat callback failed for worker %s", worker_id)
+
+
+def living_here(process: Process) -> bool:
+    """Whether a process lives, where that can be told: of this machine and boot. Others are taken to."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        if not process.start_time or (process.host, process.boot_id) != (socket.gethostname(), boot):
+            return True
+        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return fields[0] not in (b"Z", b"X") and int(fields[19]) == process.start_time
