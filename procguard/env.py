@@ -199,6 +199,29 @@ def _variable(name: str, parse: Callable[[str], T]) -> T | None:
     return cast("T | None", field(default=None, metadata={"variable": Variable(name, parse)}))
 
 
+GUARD_SOCKET = Variable("PROCGUARD_GUARD_SOCKET", parse_path)
+"""The socket of the guard that `procguard` verbs ask, a `pathlib.Path`."""
+RUNTIME_DIR = Variable("PROCGUARD_RUNTIME_DIR", parse_path)
+"""The one folder where running guards are registered and looked for."""
+
+
+def guard_folders(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> tuple[Path, ...]:
+    """Where a guard of this user registers (the first that is usable) and is looked for (all of them).
+
+    A guard that a system service runs has no ``XDG_RUNTIME_DIR``, and whoever asks for it often has one; so
+    each looks where the other may have been.
+    """
+    named = RUNTIME_DIR.read(environ)
+    if isinstance(named, Path):
+        return (named,)
+    uid = os.geteuid() if uid is None else uid
+    session = environ.get("XDG_RUNTIME_DIR", "").strip()
+    folders = [Path(session) / "procguard"] if session.startswith("/") else []
+    if os.path.isdir(f"/run/user/{uid}"):
+        folders.append(Path(f"/run/user/{uid}/procguard"))
+    return tuple(dict.fromkeys([*folders, Path(f"/tmp/procguard-{uid}")]))
+
+
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """What the variables say to a trainer; None where they say nothing."""

@@ -11,6 +11,8 @@
     │   ├── LighthouseUnreachable (ConnectionError)   nobody answered in time
     │   ├── LighthouseRejected               it answered, and said no
     │   └── QuorumTimeout (TimeoutError)     no quorum in time; says what it waited for
+    ├── GuardError                           a guard could not, or would not, do what was asked
+    │   └── GuardUnreachable (ConnectionError)   none runs where one was looked for, or it did not answer
     ├── CollectiveError                      a collective operation failed; carries its quorum id
     │   ├── CollectiveAborted                ... because ``abort(quorum_id)`` was called
     │   └── CollectiveTimeout (TimeoutError) ... because a peer did not answer in time
@@ -59,6 +61,14 @@ class LighthouseRejected(LighthouseError):
 
 class QuorumTimeout(LighthouseError, TimeoutError):
     """No quorum within the quorum timeout; the message says what the lighthouse was waiting for."""
+
+
+class GuardError(ProcGuardError):
+    """The guard could not, or would not, do what was asked."""
+
+
+class GuardUnreachable(GuardError, ConnectionError):
+    """No guard runs where one was looked for, or it did not answer in time."""
 
 
 class CollectiveError(ProcGuardError):

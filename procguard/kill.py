@@ -1,10 +1,14 @@
-"""``procguard kill``: an operator ends a replica's incarnation; its group is told, and it has to join again.
+"""``procguard kill`` of a lighthouse: an operator ends a replica's incarnation.
+
+Its group is told, and it has to join again.
 
 Who may say so is decided by the lighthouse, by the key of the connection. The incarnation is looked up first
 and named, so that a request that is sent twice never ends the life that came after.
 """
 
 from __future__ import annotations
+
+import json
 
 import click
 
@@ -13,7 +17,7 @@ from procguard.codec import decode
 from procguard.env import parse_name
 from procguard.errors import LighthouseRejected, LighthouseUnreachable, ProtocolError, UsageError
 from procguard.messages import JobView, Kill, Killed, KillResult, MemberState, MemberView, Snapshot
-from procguard.status import Target, ask, exchange, find, keys_option, parsed, timeout_of, timeout_option
+from procguard.status import Target, ask, exchange, find, parsed, timeout_of
 
 NAMES_SHOWN_MAX = 20
 KEYS_NEEDED = (
@@ -80,17 +84,10 @@ def _result_in(frame: bytes) -> KillResult | None:
     return answer.result if isinstance(answer, Killed) else None
 
 
-@click.command()
-@click.argument("replica_id", metavar="REPLICA")
-@click.option("--job", default="", metavar="ID", help="Where several jobs have a replica of that name.")
-@click.option("--lighthouse", metavar="ADDRESS", help="As of `procguard status`.")
-@keys_option
-@timeout_option
-def kill(replica_id: str, job: str, lighthouse: str | None, keys: str | None, timeout: str) -> None:
-    """End a replica's present life: the others go on without it, and it has to join again.
-
-    Its process is not touched. Needs an operator's key.
-    """
+def end_replica(
+    replica_id: str, job: str, lighthouse: str | None, keys: str | None, timeout: str, *, json_wanted: bool
+) -> None:
+    """``procguard kill`` of a lighthouse; the arguments are the flags as they were written."""
     name = parsed("REPLICA", parse_name, replica_id)
     target = find(lighthouse, keys)
     if target.keys is None:
@@ -106,4 +103,8 @@ def kill(replica_id: str, job: str, lighthouse: str | None, keys: str | None, ti
         )
     if result is KillResult.UNKNOWN:
         raise LighthouseRejected(f"replica {name} has gone from the lighthouse at {target.address} meanwhile")
-    click.echo(f"Replica {name} of job {job_id}: incarnation {member.incarnation} is over")
+    if json_wanted:
+        ended = {"job_id": job_id, "replica_id": name, "incarnation": str(member.incarnation)}
+        click.echo(json.dumps(ended, indent=2))
+    else:
+        click.echo(f"Replica {name} of job {job_id}: incarnation {member.incarnation} is over")

@@ -25,6 +25,7 @@ class Door(NamedTuple):
     summary: str
 
 
+_GUARD = "procguard.guard_commands"
 DOORS = {
     "check-config": Door(
         "procguard.check_config", "check_config", "Say all that is wrong with a guard's YAML file."
@@ -32,9 +33,17 @@ DOORS = {
     "demo": Door(
         "procguard.demo.command", "demo", "Kill replicas of a small training job and watch it go on."
     ),
+    "events": Door(_GUARD, "events", "Show what happened at a running guard; -f follows."),
     "keys": Door("procguard.keys", "keys", "Make, list and revoke keys of lighthouse and members."),
-    "kill": Door("procguard.kill", "kill", "As an operator, end the life of a replica."),
-    "status": Door("procguard.status", "status", "Show members, quorum and last notices of a lighthouse."),
+    "kill": Door("procguard.one_word", "kill", "Signal a guard's worker; or end the life of a replica."),
+    "logs": Door(_GUARD, "logs", "Show what a worker wrote; -f follows."),
+    "restart": Door(_GUARD, "restart", "Stop and start workers of a running guard."),
+    "start": Door(_GUARD, "start", "Start workers of a running guard."),
+    "status": Door(
+        "procguard.one_word", "status", "Show a guard's workers; or members and quorum of a lighthouse."
+    ),
+    "stop": Door(_GUARD, "stop", "Stop workers of a running guard; they stay down."),
+    "tasks": Door(_GUARD, "tasks", "Show which worker has which tasks."),
 }
 
 

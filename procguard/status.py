@@ -1,4 +1,5 @@
-"""``procguard status``: asks a running lighthouse what it knows, and prints it for people or as JSON.
+"""``procguard status`` of a lighthouse: asks a running lighthouse what it knows, and prints it for people or
+as JSON.
 
 It is an observer: no token, no membership, one request and one answer over a connection of its own. What it
 prints was chosen by strangers (names, causes of death), so nothing of it reaches the terminal unescaped.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import datetime
 from enum import IntEnum
@@ -51,6 +52,7 @@ from procguard.messages import (
     Snapshot,
     SnapshotRequest,
 )
+from procguard.plain_text import span, table
 
 T = TypeVar("T")
 
@@ -187,8 +189,8 @@ def as_text(snapshot: Snapshot, address: Address, job_id: str = "") -> str:
     """What a person wants to see of it, having asked for this job, or for all."""
     settings = snapshot.settings
     lines = [
-        f"Lighthouse {address}: up for {_span(snapshot.uptime_s)}, epoch {snapshot.epoch}, heartbeat every "
-        f"{_span(settings.heartbeat_interval_s)}, lost after {_span(settings.heartbeat_timeout_s)}"
+        f"Lighthouse {address}: up for {span(snapshot.uptime_s)}, epoch {snapshot.epoch}, heartbeat every "
+        f"{span(settings.heartbeat_interval_s)}, lost after {span(settings.heartbeat_timeout_s)}"
     ]
     for job in snapshot.jobs:
         lines += ["", *_job_lines(job)]
@@ -210,18 +212,18 @@ def _job_lines(job: JobView) -> Iterator[str]:
     yield f"Job {job.job_id}: {alive} of {len(job.members)} replicas alive, a quorum needs {job.min_replicas}"
     if job.quorum:
         members = ", ".join(job.quorum.replica_ids)
-        yield f"  Quorum {job.quorum.quorum_id}, {_span(job.quorum.age_s)} old: {members}"
+        yield f"  Quorum {job.quorum.quorum_id}, {span(job.quorum.age_s)} old: {members}"
     else:
         yield "  No quorum yet"
     if job.waiting:
         yield f"  Waiting: {_wait_in_words(job.waiting)}"
     yield ""
     rows = [row for member in job.members for row in _member_rows(member)]
-    yield from _table([_COLUMNS, *rows], _NUMBERS)
+    yield from table([_COLUMNS, *rows], _NUMBERS)
     if job.notices:
         yield ""
         yield "  Last notices"
-        yield from _table([_notice_row(notice) for notice in job.notices])
+        yield from table([_notice_row(notice) for notice in job.notices])
 
 
 def _wait_in_words(waiting: QuorumWaiting) -> str:
@@ -232,13 +234,13 @@ def _wait_in_words(waiting: QuorumWaiting) -> str:
 def _member_rows(member: MemberView) -> Iterator[tuple[str, ...]]:
     """One row for a replica of one rank; for a larger group one of the whole, and one for each rank."""
     single = member.group_world_size == 1
-    state = (member.replica_id, member.state.name.lower(), _span(member.in_state_s))
+    state = (member.replica_id, member.state.name.lower(), span(member.in_state_s))
     if single and member.ranks:
         yield (*state, *_rank_cells(member.ranks[0], str(member.incarnation)))
         return
     there = f"{len(member.ranks)} of {member.group_world_size} ranks" if member.ranks else "not back yet"
     oldest_s = max([rank.beat_age_s for rank in member.ranks], default=member.in_state_s)
-    yield (*state, _span(oldest_s), str(member.step), "", str(member.incarnation), there)
+    yield (*state, span(oldest_s), str(member.step), "", str(member.incarnation), there)
     for rank in member.ranks:
         suspect = "suspect" if rank.suspect else ""
         yield (f"  rank {rank.group_rank}", suspect, "", *_rank_cells(rank, ""))
@@ -246,13 +248,13 @@ def _member_rows(member: MemberView) -> Iterator[tuple[str, ...]]:
 
 def _rank_cells(rank: RankView, incarnation: str) -> tuple[str, ...]:
     process = f"{rank.process.host}:{rank.process.pid}"
-    return _span(rank.beat_age_s), str(rank.step), rank.phase.name.lower(), incarnation, process
+    return span(rank.beat_age_s), str(rank.step), rank.phase.name.lower(), incarnation, process
 
 
 def _notice_row(view: NoticeView) -> tuple[str, ...]:
     notice = view.notice
     return (
-        f"{_span(view.age_s)} ago",
+        f"{span(view.age_s)} ago",
         notice.replica_id,
         str(notice.incarnation),
         f"step {notice.step}",
@@ -260,36 +262,7 @@ def _notice_row(view: NoticeView) -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> Iterator[str]:
-    """Aligned columns, indented."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        aligned = [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in cells]
-        yield ("  " + "  ".join(aligned)).rstrip()
-
-
-def _span(seconds: float) -> str:
-    """A time span in its two greatest units."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, hours, days = int(seconds) // 60, int(seconds) // 3600, int(seconds) // 86400
-    if not hours:
-        return f"{minutes} min {int(seconds) % 60} s"
-    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
-
-
 # --- the command
-
-
-keys_option = click.option(
-    "--keys", metavar="PATH", help=f"Key file, or directory of them, to ask with.  [default: {KEYS_VARIABLE}]"
-)
-timeout_option = click.option(
-    "--timeout", default="5", metavar="SECONDS", help="How long to wait for an answer.  [default: 5]"
-)
 
 
 def timeout_of(text: str) -> float:
@@ -305,17 +278,10 @@ def parsed(flag: str, parse: Callable[[str], T], text: str) -> T:
         raise UsageError(f"{flag}: {error}") from None
 
 
-@click.command()
-@click.option("--lighthouse", metavar="ADDRESS", help=f"host:port  [default: {VARIABLE}, or localhost:29510]")
-@click.option("--job", default="", metavar="ID", help="Only this job.")
-@click.option("--watch", is_flag=True, help="Every second, until Ctrl-C.")
-@click.option("--json", "json_wanted", is_flag=True, help="One JSON object; with --watch one a line.")
-@keys_option
-@timeout_option
-def status(
-    *, lighthouse: str | None, job: str, watch: bool, json_wanted: bool, keys: str | None, timeout: str
+def show(
+    lighthouse: str | None, job: str, keys: str | None, timeout: str, *, watch: bool, json_wanted: bool
 ) -> None:
-    """Show members, quorum and last notices of a lighthouse."""
+    """``procguard status`` of a lighthouse; the arguments are the flags as they were written."""
     target = find(lighthouse, keys)
     job_id = parsed("--job", parse_name, job) if job else ""
     timeout_s = timeout_of(timeout)

@@ -1,0 +1,209 @@
+"""What a worker wrote: the last lines of its files, and what is added to them, across rotation.
+
+The files are the guard's, written by the worker itself; they are read here, by whoever wants to see them,
+and cost the guard nothing. A file grows too large and begins anew in one of three ways: its front is
+copied to ``x.log.1`` and cut off, or all of it is, or it is renamed and another one takes its name. The
+last shows in the inode. For the others, copy and file are together what the file was: so when the last
+bytes that were read no longer stand where they stood, they are looked for at the same place in the two
+together.
+
+Reads regular files only; never writes, never waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+BLOCK_BYTES = 64 << 10
+TAIL_BYTES_MAX = 16 << 20
+READ_BYTES_MAX = 4 << 20
+"""At one look; what is more comes with the next."""
+LOST_LOOKS_MAX = 10
+"""For how many looks a place that is in neither of the two may come up yet: the copy gets its name last."""
+REMEMBERED_BYTES = 256
+"""Of what was read last: enough to know the place again."""
+
+
+def rotated(path: Path) -> Path:
+    """Where the part before the last rotation is."""
+    return path.with_name(path.name + ".1")
+
+
+def tail(path: Path, count: int) -> tuple[bytes, int]:
+    """The last ``count`` lines of a file, ``TAIL_BYTES_MAX`` at most, and the place up to which they go.
+
+    Where the file has fewer, because it has just begun anew, those before come from its predecessor.
+    """
+    with _opened(path) as fd:
+        if fd is None:
+            return b"", 0
+        end = os.fstat(fd).st_size
+        lines = _tail_of(fd, end, count)
+    missing = count - _count_lines(lines)
+    if missing > 0 and len(lines) == end:
+        with _opened(rotated(path)) as fd:
+            if fd is not None:
+                lines = _tail_of(fd, os.fstat(fd).st_size, missing) + lines
+    return lines, end
+
+
+def _count_lines(content: bytes) -> int:
+    """The last one may not have ended."""
+    return content.count(b"\n") + (bool(content) and not content.endswith(b"\n"))
+
+
+def _tail_of(fd: int, end: int, count: int) -> bytes:
+    if count <= 0:
+        return b""
+    held = b""
+    at = end
+    while at > 0 and len(held) < TAIL_BYTES_MAX and _count_lines(held) <= count:
+        size = min(BLOCK_BYTES, at)
+        at -= size
+        held = os.pread(fd, size, at) + held
+    lines = held.splitlines(keepends=True) if b"\r" not in held else _split(held)
+    return b"".join(lines[-count:])
+
+
+def _split(content: bytes) -> list[bytes]:
+    """At line ends only: a progress bar's carriage returns are within a line."""
+    parts = content.split(b"\n")
+    lines = [part + b"\n" for part in parts[:-1]]
+    return [*lines, parts[-1]] if parts[-1] else lines
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """A descriptor, or None where there is no regular file that we may read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        yield None
+        return
+    try:
+        yield fd if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+class Following:
+    """What is added to a file, look by look.
+
+    Args:
+        path: need not exist yet.
+        at: the place up to which it has been read.
+    """
+
+    def __init__(self, path: Path, at: int = 0) -> None:
+        self.path = path
+        self._fd: int | None = None
+        self._at = at
+        self._last = b""
+        """What stands in this file before our place, its end at least."""
+        self._lost_looks = 0
+        self._open(at)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = None
+
+    def read(self) -> bytes:
+        """What is new, in order, nothing twice; empty if nothing is."""
+        if self._fd is None and not self._open(0):
+            return b""
+        assert self._fd is not None
+        if not self._still_there():
+            return self._after_a_cut()
+        self._lost_looks = 0
+        new = self._forward(READ_BYTES_MAX)
+        if not new and self._renamed():
+            self.close()
+            if self._open(0):
+                return self._forward(READ_BYTES_MAX)
+        return new
+
+    def _open(self, at: int) -> bool:
+        with _opened(self.path) as fd:
+            self._fd = None if fd is None else os.dup(fd)
+        self._at, self._last = at, b""
+        if self._fd is None:
+            return False
+        known = min(at, REMEMBERED_BYTES)
+        last = os.pread(self._fd, known, at - known)
+        self._last = last if len(last) == known else b""
+        return True
+
+    def _forward(self, bytes_max: int) -> bytes:
+        assert self._fd is not None
+        new = os.pread(self._fd, bytes_max, self._at)
+        self._at += len(new)
+        self._last = (self._last + new)[-REMEMBERED_BYTES:]
+        return new
+
+    def _still_there(self) -> bool:
+        """Whether what was read last stands where it stood."""
+        assert self._fd is not None
+        if not self._last:
+            return os.fstat(self._fd).st_size >= self._at
+        return os.pread(self._fd, len(self._last), self._at - len(self._last)) == self._last
+
+    def _after_a_cut(self) -> bytes:
+        """Go on in the copy and the file that is left, seen as one. The copy gets its name after the cut."""
+        assert self._fd is not None
+        with _opened(rotated(self.path)) as copy:
+            copied = 0 if copy is None else os.fstat(copy).st_size
+            if copy is not None and self._known_in(copy, copied):
+                rest = os.pread(copy, TAIL_BYTES_MAX, self._at)
+                self._at = max(0, self._at - copied)
+                self._last = self._last[-self._at :] if self._at else b""
+                self._lost_looks = 0
+                return rest + self._forward(READ_BYTES_MAX)
+        self._lost_looks += 1
+        if self._lost_looks < LOST_LOOKS_MAX and self._last:
+            return b""
+        self._at, self._last, self._lost_looks = 0, b"", 0
+        return self._forward(READ_BYTES_MAX)
+
+    def _known_in(self, copy: int, copied: int) -> bool:
+        """Whether copy and file, one after the other, have at our place what we read there."""
+        assert self._fd is not None
+        begin = self._at - len(self._last)
+        found = os.pread(copy, len(self._last), begin) if begin < copied else b""
+        rest = len(self._last) - len(found)
+        if rest:
+            found += os.pread(self._fd, rest, begin + len(found) - copied)
+        return bool(found) and found == self._last
+
+    def _renamed(self) -> bool:
+        assert self._fd is not None
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        here = os.fstat(self._fd)
+        return (now.st_dev, now.st_ino) != (here.st_dev, here.st_ino)
+
+
+class WholeLines:
+    """Bytes as they come, whole lines as they go: for two files that share a terminal."""
+
+    def __init__(self) -> None:
+        self._begun = b""
+
+    def add(self, content: bytes) -> list[bytes]:
+        """Those that have ended, without their ends."""
+        *whole, self._begun = (self._begun + content).split(b"\n")
+        if len(self._begun) > READ_BYTES_MAX:  # something without lines: in pieces
+            whole.append(self._begun)
+            self._begun = b""
+        return whole
+
+    def rest(self) -> bytes:
+        """What has begun and not ended; it is given once."""
+        begun, self._begun = self._begun, b""
+        return begun
