@@ -190,16 +190,15 @@ def _fault(random: Random, kind: Kind, at: float, names: tuple[str, ...]) -> Fau
 
 
 def mass_death(members: int, dying: int, seed: int = 1) -> Schedule:
-    """So many of so many die at once, and the lighthouse, held up, learns of all in one batch."""
+    """So many of so many die at once for good, and the lighthouse, held up, learns of all in one batch."""
     calm = undisturbed(members, seed)
-    doomed = calm.names[:dying]
+    deaths = [Fault(12.1, Kind.GONE, (name,), 0.1, 0.0, "crash") for name in calm.names[:dying]]
     faults = (
-        Fault(6.0, Kind.LIGHTHOUSE_PAUSE, (), 0.5, 0.0, "stop"),
-        Fault(6.1, Kind.MASS_CRASH, doomed, 4.0, 0.0, ""),
-        Fault(6.2, Kind.NOTICE_LOSS, (), 1.0, 0.5, ""),
+        Fault(12.0, Kind.LIGHTHOUSE_PAUSE, (), 0.5, 0.0, "stop"),
+        *deaths,
+        Fault(12.2, Kind.NOTICE_LOSS, (), 1.0, 0.5, ""),
     )
-    step_s = max(1.0, members / 100)  # a quorum of hundreds is told to hundreds, step after step
-    return replace(calm, faults=faults, step_s=step_s)
+    return replace(calm, faults=faults, step_s=max(1.0, members / 250), timeout_s=8.0)
 
 
 def undisturbed(members: int, seed: int = 1) -> Schedule:
