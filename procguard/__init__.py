@@ -7,10 +7,21 @@ What the package offers is therefore loaded when it is first asked for, in ``__g
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str) -> str:
+if TYPE_CHECKING:
+    from procguard.supervisor.guard import ProcGuard
+
+__all__ = ["ProcGuard"]
+
+
+def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("procguard")
+    if name == "ProcGuard":
+        from procguard.supervisor.guard import ProcGuard
+
+        return ProcGuard
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from procguard.lighthouse.log_lines import printable
+from procguard.log_lines import printable
 from procguard.plain_text import amount, span
 
 Worker = Mapping[str, Any]

@@ -77,10 +77,27 @@ class _Doors(click.Group):
             raise refusal(str(error)) from None
 
 
-@click.group(cls=_Doors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Doors, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="procguard")
-def main() -> None:
-    """Keep distributed training alive."""
+@click.option("--config", metavar="FILE", help="Run the guard that this YAML file describes.")
+@click.pass_context
+def main(ctx: click.Context, config: str | None) -> None:
+    """Keep distributed training alive.
+
+    `procguard --config FILE` runs a guard; the commands ask one that runs, or a lighthouse.
+    """
+    if ctx.invoked_subcommand is None:
+        if config is None:
+            click.echo(ctx.get_help())
+            return
+        from procguard.supervisor.guard import ProcGuard
+
+        ctx.exit(ProcGuard(config).run())
+    elif config is not None:
+        name = ctx.invoked_subcommand
+        raise UsageError(f"--config stands before {name}; write `procguard {name} --config {config}`")
 
 
 if __name__ == "__main__":

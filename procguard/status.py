@@ -36,7 +36,7 @@ from procguard.env import (
     parse_seconds,
 )
 from procguard.errors import ConfigError, LighthouseError, LighthouseUnreachable, ProtocolError, UsageError
-from procguard.lighthouse.log_lines import printable
+from procguard.log_lines import printable
 from procguard.messages import (
     Cause,
     Incarnation,

@@ -30,10 +30,10 @@ from procguard.env import Address
 from procguard.errors import ProcGuardError, StateError
 from procguard.lighthouse.core import Core
 from procguard.lighthouse.epoch_file import EpochFile, default_directory, first_epoch
-from procguard.lighthouse.log_lines import written_log
 from procguard.lighthouse.roster import Options
 from procguard.lighthouse.service import Service
 from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
+from procguard.log_lines import written_log
 from procguard.messages import Settings
 
 logger = logging.getLogger("procguard.lighthouse")  # under python -m, __name__ is another

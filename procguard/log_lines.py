@@ -1,4 +1,4 @@
-"""The lighthouse's log on stderr: a line an event, as text for people or as a JSON object for machines.
+"""A server's log on stderr: a line an event, as text for people or as a JSON object for machines.
 
 A thread of its own writes the lines. A terminal stopped with Ctrl-S, or a pipe that nobody reads, blocks
 whoever writes to it, and a lighthouse that is blocked is no lighthouse. What does not fit the bounded queue
@@ -107,9 +107,14 @@ class LineWriter(logging.Handler):
 
 @contextlib.contextmanager
 def written_log(style: str, level: str, fd: int = 2) -> Iterator[None]:
-    """While it lasts, ProcGuard's log goes to ``fd`` as ``text`` or ``json``, from ``level`` upward."""
+    """While it lasts, ProcGuard's log goes to ``fd``, from ``level`` upward.
+
+    Args:
+        style: ``text``, ``json``, or a format of Python's ``logging``.
+    """
     writer = LineWriter(fd)
-    writer.setFormatter(JsonLines() if style == "json" else TextLines())
+    own = {"text": TextLines, "json": JsonLines}
+    writer.setFormatter(own[style]() if style in own else logging.Formatter(style))
     root = logging.getLogger("procguard")
     root.addHandler(writer)
     root.setLevel(level.upper())

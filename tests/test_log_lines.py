@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from procguard.lighthouse import log_lines
-from procguard.lighthouse.log_lines import LineWriter, TextLines, printable, written_log
+from procguard import log_lines
+from procguard.log_lines import LineWriter, TextLines, printable, written_log
 
 LOGGER = logging.getLogger("procguard.lighthouse.test")
 

@@ -1,0 +1,463 @@
+"""``ProcGuard``: the guard, put together from its configuration file.
+
+    guard = ProcGuard("configs/procguard_config.yaml")
+    raise SystemExit(guard.run())
+
+It wires and it waits. Processes are the manager's, health is the monitor's, what happens after a failure is
+the failure handler's, what must not be forgotten the state's; here stands who hears of what from whom.
+Nothing long is done on a thread that others wait for: a start or a chain runs on the monitor's thread for
+failures or on that of ``_Afterwards``, never on the process loop or in a signal handler.
+
+``run`` ends when it is told to (SIGTERM, SIGINT, SIGHUP, ``stop``), when the recovery gives up, or when every
+worker has come to its end and none will start again. A guard without workers runs until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from procguard.adapter_types import make_adapter
+from procguard.adapters.communication import CheckpointAdapter, CommunicationAdapter, WorkerFailure
+from procguard.config import ConfigLoader
+from procguard.env import guard_folders
+from procguard.errors import ProcGuardError, StateError, UsageError
+from procguard.guard_config import GuardConfig, LoggingConfig
+from procguard.log_lines import written_log
+from procguard.supervisor.chain import OutcomeKind, RecoveryOutcome
+from procguard.supervisor.chronicle import Chronicle
+from procguard.supervisor.commands import GuardCommands
+from procguard.supervisor.control import ControlServer
+from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
+from procguard.supervisor.health_words import HealthStatus
+from procguard.supervisor.manager import ProcessManager
+from procguard.supervisor.monitor import ProcessMonitor
+from procguard.supervisor.recovery import FailureHandler
+from procguard.supervisor.state import StateManager
+from procguard.supervisor.state_file import WorkerRecord
+from procguard.supervisor.systemd import ServiceManager
+from procguard.supervisor.worker_events import WorkerEnded, WorkerEvent, WorkerStarted, WorkerUnkillable
+
+_log = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+FOLDER_SUFFIX = ".d"
+"""The guard's folder beside its state file: records, logs, failure reports."""
+_OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
+
+
+class ProcGuard:
+    """One guard.
+
+    Args:
+        config_path: the YAML file.
+        checkpoint_adapter: called before workers are stopped for a recovery, and after they have restarted.
+
+    The methods are called in the order in which they stand, or ``run`` alone, which calls those that were
+    not.
+
+    Attributes:
+        config, state_manager, process_manager, process_monitor, failure_handler, communication_adapter: there
+            once they have been loaded and initialized.
+    """
+
+    def __init__(
+        self, config_path: str | os.PathLike[str], *, checkpoint_adapter: CheckpointAdapter | None = None
+    ) -> None:
+        self.config_path = Path(config_path)
+        self.checkpoint_adapter = checkpoint_adapter
+        self.config: GuardConfig | None = None
+        self._stack = contextlib.ExitStack()
+        self._initialized = False
+        self._stop_asked = threading.Event()
+        self._wake = threading.Event()
+        self._exit_code = 0
+        self._reason = ""
+        self._started_at = time.time()
+        self._ended_at: dict[str, float] = {}
+        self._logging_is_set_up = False
+
+    def load_config(self) -> GuardConfig:
+        """Read and check the file. Raises ``ConfigError`` with a line for each problem."""
+        self.config = ConfigLoader(self.config_path).load()
+        return self.config
+
+    def setup_logging(self) -> None:
+        """Have ProcGuard's log written as the file says, until ``close``."""
+        if not self._logging_is_set_up:
+            self._stack.enter_context(_logging(self._loaded().logging))
+            self._logging_is_set_up = True
+
+    def initialize_components(self) -> None:
+        """Make all components; nothing is started.
+
+        Raises:
+            StateError: the state cannot be used, or another guard uses it.
+            UsageError: an adapter that cannot be made.
+        """
+        if self._initialized:
+            return
+        config = self._loaded()
+        workers = {worker.worker_id: worker for worker in config.workers}
+        state_file = Path(config.state.state_file)
+        folder = state_file.with_suffix(FOLDER_SUFFIX)
+        self.chronicle = Chronicle()
+        self.state_manager = StateManager(state_file, config.state.auto_save)
+        self.state_manager.lock()
+        self._stack.callback(self.state_manager.close)
+        self.process_manager = ProcessManager(folder)
+        for worker in config.workers:
+            self.process_manager.register_worker_config(worker.worker_id, worker)
+        watching = config.monitoring
+        self.process_monitor = ProcessMonitor(
+            config.workers,
+            watching.interval,
+            watching.heartbeat_timeout,
+            watching.zombie_detection,
+            watching.cpu_threshold,
+            watching.memory_threshold,
+            process_manager=self.process_manager,
+            state_dir=folder,
+        )
+        self.communication_adapter: CommunicationAdapter = make_adapter(
+            config.communication,
+            heartbeat_interval_s=min(watching.interval, watching.heartbeat_timeout / 3),
+            heartbeat_timeout_s=watching.heartbeat_timeout,
+            replica_ids=_replica_ids(config),
+        )
+        self.failure_handler = FailureHandler(
+            self.state_manager,
+            self.process_manager,
+            config.recovery.model_dump(),
+            adapter=self.communication_adapter,
+            checkpoint=self.checkpoint_adapter,
+            worker_config=workers.get,
+            environment=self.process_monitor.environment,
+        )
+        self._commands = GuardCommands(
+            configs=workers,
+            manager=self.process_manager,
+            monitor=self.process_monitor,
+            recovery=self.failure_handler,
+            state=self.state_manager,
+            chronicle=self.chronicle,
+            about=self._about,
+            ended_at=self._ended_at,
+        )
+        self._afterwards = _Afterwards()
+        self._initialized = True
+
+    def start_workers(self) -> bool:
+        """Take over the workers that live, finish what an earlier guard began, and start the others.
+
+        Returns whether all who are to run do, or are about to.
+        """
+        self.initialize_components()
+        self._begin_to_listen()
+        adopted = self.process_manager.adopt()
+        if adopted:
+            _log.info("Adopted from an earlier guard: %s", ", ".join(adopted))
+        outcome = self.failure_handler.resume(also=list(self.process_manager.statuses()))
+        self._note(outcome)
+        return bool(outcome)
+
+    def run(self) -> int:
+        """Guard until the end; the exit code. On the main thread it ends at SIGTERM, SIGINT and SIGHUP."""
+        with contextlib.ExitStack() as at_exit:
+            at_exit.callback(self.close)
+            self._loaded()
+            self.setup_logging()
+            self.initialize_components()
+            service = ServiceManager(os.environ)
+            at_exit.enter_context(_signals(self._signalled))
+            _log.info("Guard of %d workers, %s", len(self._loaded().workers), self.config_path)
+            self._afterwards.call(self._start_all)
+            service.ready(f"guarding {len(self._loaded().workers)} workers")
+            while not self._stop_asked.is_set():
+                self._wake.wait(service.watchdog_interval_s)
+                self._wake.clear()
+                service.alive()
+            service.stopping(self._reason or "asked to stop")
+            _log.info("Guard stops: %s", self._reason or "asked to")
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Have ``run`` stop all workers and return; from any thread. Said again: with SIGKILL at once."""
+        if self._stop_asked.is_set() and self._initialized:
+            threading.Thread(target=self._force, name="procguard-force").start()
+        self._stop_asked.set()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop all workers and let go of everything. Idempotent."""
+        self._stop_asked.set()
+        if self._initialized:
+            self._initialized = False
+            self.process_monitor.stop()
+            self._afterwards.close()
+            self.failure_handler.close()
+            self.process_manager.close()
+            self.communication_adapter.close()
+        self._stack.close()
+        self._logging_is_set_up = False
+
+    # --- beginning
+
+    def _loaded(self) -> GuardConfig:
+        return self.config or self.load_config()
+
+    def _begin_to_listen(self) -> None:
+        adapter = self.communication_adapter
+        adapter.initialize()
+        for worker in self._loaded().workers:
+            adapter.register_worker(worker.worker_id)
+        adapter.set_heartbeat_callback(self._heard)
+        adapter.set_failure_callback(self._told_of_failures)
+        self.process_manager.subscribe(self._worker_event)
+        self.process_monitor.set_status_callback(self._status_changed)
+        self.process_monitor.set_failure_callback(self._failed)
+        self.process_monitor.start()
+        control = ControlServer(
+            self._commands,
+            Path(self._loaded().state.state_file),
+            folders=guard_folders(),
+            config=self.config_path,
+            started_at=self._started_at,
+        )
+        control.start()
+        self._stack.callback(control.close)
+
+    def _start_all(self) -> None:
+        try:
+            self.start_workers()
+        except ProcGuardError as error:
+            self._end(EXIT_FAILED, str(error))
+        self._look_whether_over()
+
+    # --- what happens
+
+    def _worker_event(self, event: WorkerEvent) -> None:
+        """On the process loop: quickly."""
+        worker_id = event.worker_id
+        if isinstance(event, WorkerStarted):
+            text = f"adopted, pid {event.pid}" if event.adopted else f"started, pid {event.pid}"
+            self.chronicle.add("started", text, worker_id, event.at)
+            self.failure_handler.worker_started(worker_id)
+            self.communication_adapter.register_worker(worker_id)
+        elif isinstance(event, WorkerEnded):
+            self._ended_at[worker_id] = event.at
+            self.chronicle.add("ended", event.exit.text, worker_id, event.at)
+            log = _log.info if event.exit.kind in (ExitKind.CLEAN, ExitKind.OPERATOR) else _log.warning
+            log("%s has ended: %s", worker_id, event.exit.text)
+            if event.exit.kind is ExitKind.CLEAN and self._restarts_always(worker_id):
+                self._afterwards.call(lambda: self._note(self.failure_handler.handle_end([worker_id])))
+            self._afterwards.call(self._look_whether_over)
+        elif isinstance(event, WorkerUnkillable):
+            text = "outlives SIGKILL; no longer waited for (see its /proc entry: state D waits for a device)"
+            self.chronicle.add("unkillable", text, worker_id, event.at)
+            _log.error("%s (pid %s) %s", worker_id, event.pid, text)
+
+    def _heard(self, worker_id: str) -> None:
+        self.process_monitor.heartbeat(worker_id)
+
+    def _status_changed(self, worker_id: str, status: HealthStatus, reasons: Sequence[str]) -> None:
+        why = f": {'; '.join(reasons)}" if reasons else ""
+        self.chronicle.add("health", f"{status.value}{why}", worker_id)
+
+    def _failed(self, worker_ids: list[str]) -> None:
+        """On the monitor's thread for failures, which waits until this is over."""
+        for worker_id in worker_ids:
+            if self.process_monitor.get_status(worker_id) not in (HealthStatus.DEAD, HealthStatus.ZOMBIE):
+                self._stop_hung(worker_id, "; ".join(self.process_monitor.get_reasons(worker_id)))
+        self._recover(worker_ids)
+
+    def _stop_hung(self, worker_id: str, why: str) -> None:
+        """Not as a part of the chain, so that it is the watchdog's kill, and its reason is remembered."""
+        if self._loaded().recovery.enable_auto_recovery:
+            self.process_manager.stop_worker(worker_id, reason=StopReason.WATCHDOG, because=why)
+
+    def _told_of_failures(self, failures: Sequence[WorkerFailure]) -> None:
+        """On the adapter's thread."""
+        for failure in failures:
+            self.chronicle.add("told", f"the lighthouse says: {failure.reason}", failure.worker_id)
+        self._afterwards.call(lambda: self._recover_told(failures))
+
+    def _recover_told(self, failures: Sequence[WorkerFailure]) -> None:
+        statuses = self.process_manager.statuses()
+        present = [f for f in failures if f.worker_id in statuses and _is_about(f, statuses[f.worker_id].pid)]
+        for failure in present:
+            self._stop_hung(failure.worker_id, failure.reason)
+        if present:
+            self._recover([failure.worker_id for failure in present])
+
+    def _recover(self, worker_ids: list[str]) -> None:
+        self.chronicle.add("recovery", f"recovery of {', '.join(worker_ids)} begins")
+        try:
+            self._note(self.failure_handler.handle_failure(worker_ids))
+        except UsageError as error:  # none of them is known any more
+            _log.warning("No recovery: %s", error)
+        self._afterwards.call(self._look_whether_over)
+
+    def _note(self, outcome: RecoveryOutcome) -> None:
+        if outcome.kind is OutcomeKind.GAVE_UP:
+            self.chronicle.add("gave_up", outcome.reason)
+            self._end(outcome.exit_code or EXIT_FAILED, f"recovery gave up: {outcome.reason}")
+        elif outcome.failed:
+            for worker_id, why in outcome.left_out:
+                self.chronicle.add("left_out", f"stays out: {why}", worker_id)
+                _log.warning("%s stays out: %s", worker_id, why)
+            text = f"recovery of {', '.join(outcome.failed)}: {outcome.kind.value}"
+            text += f" in {outcome.duration_s:.1f} s" if outcome.duration_s else ""
+            self.chronicle.add("recovery", text)
+            _log.info("%s", text)
+
+    # --- the end
+
+    def _look_whether_over(self) -> None:
+        """End when no worker runs, or will."""
+        statuses = self.process_manager.statuses()
+        if not statuses or self.failure_handler.in_progress:
+            return
+        records = self.state_manager.document.workers
+        for worker_id, status in statuses.items():
+            record = records.get(worker_id, WorkerRecord())
+            if status.state not in _OVER or record.start_due is not None:
+                return
+            if status.state is WorkerState.FAILED and self._will_restart(worker_id, record):
+                return
+            if status.state is WorkerState.FINISHED and self._restarts_always(worker_id):
+                return
+        failed = [w for w, status in statuses.items() if status.state is not WorkerState.FINISHED]
+        said = f"failed for good: {', '.join(failed)}" if failed else "every worker has finished"
+        self._end(EXIT_FAILED if failed else 0, said)
+
+    def _will_restart(self, worker_id: str, record: WorkerRecord) -> bool:
+        config = self._config_of(worker_id)
+        return bool(
+            self._loaded().recovery.enable_auto_recovery
+            and (config is None or config.restart != "never")
+            and not (record.left_out or record.exhausted)
+        )
+
+    def _restarts_always(self, worker_id: str) -> bool:
+        config = self._config_of(worker_id)
+        return config is not None and config.restart == "always"
+
+    def _config_of(self, worker_id: str) -> Any:
+        return next((w for w in self._loaded().workers if w.worker_id == worker_id), None)
+
+    def _end(self, exit_code: int, reason: str) -> None:
+        if not self._stop_asked.is_set():
+            self._exit_code, self._reason = exit_code, reason
+            (_log.error if exit_code else _log.info)("%s", reason)
+            self.stop()
+
+    def _signalled(self, number: int) -> None:
+        if not self._stop_asked.is_set():
+            self._reason = f"by {signal.Signals(number).name}"
+        self.stop()
+
+    def _force(self) -> None:
+        with contextlib.suppress(UsageError):  # closed meanwhile
+            self.process_manager.stop_all_workers(force=True, reason=StopReason.SHUTDOWN)
+
+    def _about(self) -> Mapping[str, Any]:
+        gave_up = self.failure_handler.gave_up
+        state = "running"
+        if gave_up is not None:
+            state = "gave_up"
+        elif self._stop_asked.is_set():
+            state = "stopping"
+        elif self.failure_handler.in_progress:
+            state = "recovering"
+        return {
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "config": str(self.config_path.absolute()),
+            "state": state,
+            "reason": gave_up.reason if gave_up else self._reason,
+            "exit_code": gave_up.exit_code if gave_up else self._exit_code,
+        }
+
+
+class _Afterwards:
+    """Carries out, one by one, what those must not do themselves who have told of it."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._work, name="procguard-afterwards", daemon=True
+        )
+        self._thread.start()
+
+    def call(self, what: Callable[[], object]) -> None:
+        """Do this when all before it is done."""
+        self._calls.put(what)
+
+    def close(self) -> None:
+        """Do no more; what is being done is not waited for."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (what := self._calls.get()) is not None:
+            try:
+                what()
+            except Exception:  # noqa: BLE001 - a bug of ours: told in full, and the rest goes on
+                _log.exception("A bug in ProcGuard; please report it")
+
+
+def _is_about(failure: WorkerFailure, pid: int | None) -> bool:
+    """Not about a process that has been replaced since. A pid of 0 says nothing; it is a hint at best."""
+    return failure.pid in (0, pid)
+
+
+def _replica_ids(config: GuardConfig) -> dict[str, str]:
+    """What a worker is called at the lighthouse."""
+    named = {}
+    for worker in config.workers:
+        names = [worker.env.get(name) for name in ("PROCGUARD_REPLICA_ID", "REPLICA_ID")]
+        named[worker.worker_id] = next((name for name in names if name), worker.worker_id)
+    return named
+
+
+@contextlib.contextmanager
+def _logging(config: LoggingConfig) -> Iterator[None]:
+    style = config.format
+    with contextlib.ExitStack() as opened:
+        fd = 2
+        if config.file is not None:
+            try:
+                Path(config.file).parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(config.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise StateError(
+                    f"logging.file: {config.file} cannot be written ({error.strerror}); name another file"
+                ) from None
+            opened.callback(os.close, fd)
+        opened.enter_context(written_log(style, config.level, fd))
+        yield
+
+
+@contextlib.contextmanager
+def _signals(told: Callable[[int], None]) -> Iterator[None]:
+    """While it lasts, signals that ask for an end are told; on another thread than the main one, none are."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            before[number] = signal.signal(number, lambda given, frame: told(given))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
