@@ -324,8 +324,8 @@ class ProcGuard:
     def _look_whether_over(self) -> None:
         """End when no worker runs, or will."""
         statuses = self.process_manager.statuses()
-        if not statuses or self.failure_handler.in_progress:
-            return
+        if not statuses or self.failure_handler.in_progress or self.failure_handler.gave_up:
+            return  # having given up is told by the outcome
         records = self.state_manager.document.workers
         for worker_id, status in statuses.items():
             record = records.get(worker_id, WorkerRecord())
