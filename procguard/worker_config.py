@@ -140,7 +140,8 @@ class WorkerConfig(BaseModel):
     working_dir: PathText | None = None
     env: Annotated[dict[str, str], AfterValidator(_variables), Field(max_length=VARIABLES_COUNT_MAX)] = {}
     pid_file: PathText | None = None
-    worker_type: Name = "process"
+    worker_type: Literal["process", "notify"] = "process"
+    """``notify``: it says READY=1 on NOTIFY_SOCKET once it is well."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     restart_window: PositiveSeconds = 300.0
     restart_delay: Seconds = 1.0
