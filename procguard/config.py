@@ -24,7 +24,7 @@ from procguard.guard_config import GuardConfig, StateConfig, broken_rules
 from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
 from procguard.validation import KeyPath, Problem, nearest, one_line_each, problem_at, validated
 from procguard.worker_config import WorkerConfig
-from procguard.worker_places import missing_places
+from procguard.worker_places import missing_places, not_writable
 from procguard.yaml_file import YamlFile, read_yaml
 
 __all__ = ["ConfigLoader", "GuardConfig", "LighthouseConfig", "WorkerConfig", "load_lighthouse_config"]
@@ -95,12 +95,21 @@ class ConfigLoader:
         )
         self._problems += [problem_at(*rule, self._file.place) for rule in broken]
         if self._look_at_machine:
-            for index, worker in workers:
-                for missing in missing_places(worker):
-                    self._tell(("workers", index, missing.key), missing.value, missing.phrase)
+            self._look(workers, sections)
         if self._problems:
             return None, sorted(self._problems, key=_line)
         return GuardConfig(workers=tuple(worker for _, worker in workers), **sections), []
+
+    def _look(self, workers: list[tuple[int, WorkerConfig]], sections: Mapping[str, Any]) -> None:
+        """What this machine does not have."""
+        for index, worker in workers:
+            for missing in missing_places(worker):
+                self._tell(("workers", index, missing.key), missing.value, missing.phrase)
+        for path, section in ((("state", "state_file"), "state"), (("logging", "file"), "logging")):
+            file = getattr(sections.get(section), path[-1], None)
+            phrase = not_writable(Path(file), makes_folders=True) if file else ""
+            if phrase:
+                self._tell(path, file, phrase)
 
     def _sections(self, content: dict[str, Any]) -> dict[str, Any]:
         """The sections by name, those that can be read; a missing one has its defaults."""
@@ -116,7 +125,8 @@ class ConfigLoader:
         for key, field in known.items():
             if key != "workers" and key not in content:
                 sections[key] = field.default
-        if isinstance(state := sections.get("state"), StateConfig):  # its default is relative, too
+        state = sections.get("state")
+        if isinstance(state, StateConfig) and not os.path.isabs(state.state_file):  # its default is not
             sections["state"] = state.model_copy(update={"state_file": self._absolute(state.state_file)})
         return sections
 
@@ -172,6 +182,7 @@ class ConfigLoader:
                 content[key] = expand(text)
             except ValueError as error:
                 self._tell((*above, *path), text, str(error))
+                del content[key]  # nothing else is to be said of it
 
     def _validated(self, model: type[M], content: object, path: KeyPath) -> M | None:
         found, problems = validated(model, content, self._file.place, path)

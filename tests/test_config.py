@@ -108,11 +108,11 @@ def test_a_configuration_does_not_change(write_yaml: WriteYaml) -> None:
 def test_a_relative_path_is_relative_to_the_files_folder(
     write_yaml: WriteYaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_yaml(WORKER + "  pid_file: run/a.pid\n  log_file: ../a.log\n  working_dir: .\n")
+    path = write_yaml(WORKER + "  pid_file: a.pid\n  log_file: ../a.log\n  working_dir: .\n")
     monkeypatch.chdir("/")
     for named in (path, Path(os.path.relpath(path))):
         [worker] = ConfigLoader(named).load().workers
-        assert worker.pid_file == str(path.parent / "run/a.pid")
+        assert worker.pid_file == str(path.parent / "a.pid")
         assert worker.log_file == str(path.parent.parent / "a.log")
         assert worker.working_dir == str(path.parent)
 
@@ -128,6 +128,13 @@ def test_variables_and_the_home_directory_in_paths_and_variables_alone_in_env(wr
     assert worker.pid_file == "/home/ada/run/a.pid"
     assert worker.log_file == "/var/log/a.log"
     assert worker.env == {"X": "~/run", "Y": "$RUN ${RUN}", "Z": "z", "E": ""}
+
+
+def test_what_was_filled_in_is_not_filled_in_again(write_yaml: WriteYaml) -> None:
+    path = write_yaml("state: {state_file: 'a$${HOME}/s.json'}\n" + WORKER + "  log_file: 'a$${HOME}/l'\n")
+    config = ConfigLoader(path, {"HOME": "/x"}).load()
+    assert config.state.state_file == str(path.parent / "a${HOME}/s.json")
+    assert config.workers[0].log_file == str(path.parent / "a${HOME}/l")
 
 
 def test_workers_that_share_an_alias_are_filled_in_each(write_yaml: WriteYaml) -> None:
@@ -241,6 +248,8 @@ def test_each_word_of_a_command_is_text(write_yaml: WriteYaml) -> None:
         ("logging: {format: '%(x'}", "logging.format = '%(x' must be text, json, or a format of Python's"),
         ("web: {port: 70000}", "web.port = 70000 must be less than or equal to 65535"),
         ("state: {state_file: ''}", "state.state_file = '' must be a path"),
+        ("state: {state_file: /etc/passwd/s.json}", "state.state_file = '/etc/passwd/s.json' cannot be made"),
+        ("logging: {file: /}", "logging.file = '/' is a folder; name a file in it"),
     ],
 )
 def test_a_key_of_the_guard_that_cannot_be(write_yaml: WriteYaml, text: str, said: str) -> None:

@@ -29,24 +29,24 @@ def test_a_mapping_with_the_yamls_keys() -> None:
 @pytest.mark.parametrize(
     ("worker_id", "config", "said"),
     [
-        ("a", {}, "worker 'a': command is missing; write command: python train.py"),
+        ("a", {}, "a: command is missing; write command: python train.py"),
         (
             "a",
             {**COMMAND, "pidfile": "x"},
-            "worker 'a': pidfile = 'x' is not a key of a worker; did you mean pid_file?",
+            "a: pidfile = 'x' is not a key of a worker; did you mean pid_file?",
         ),
         (
             "a",
             {"worker_id": "b", **COMMAND},
-            "worker 'a': its settings say worker_id = 'b'; make them the same",
+            "a: its settings say worker_id = 'b'; make them the same",
         ),
         (
             "a b",
             COMMAND,
-            "worker 'a b': worker_id = 'a b' cannot be a name; write 1 to 128 letters, digits, and",
+            "a b: worker_id = 'a b' cannot be a name; write 1 to 128 letters, digits, and",
         ),
-        ("-a", COMMAND, "worker '-a': worker_id = '-a' cannot be a name"),
-        ("a", 5, "worker 'a': int is no mapping of settings"),
+        ("-a", COMMAND, "-a: worker_id = '-a' cannot be a name"),
+        ("a", 5, "a: int is no mapping of settings"),
         ("a", {"command": ("x\0",)}, "holds a NUL character"),
         ("a", {**COMMAND, "env": {"A": "\0"}}, "gives A a NUL character; remove it"),
         ("a", {**COMMAND, "worker_type": "gpu"}, "worker_type = 'gpu' must be 'process' or 'notify'"),
@@ -73,8 +73,10 @@ def missing(tmp_path: Path, **settings: Any) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_missing_and_nothing_is_made(tmp_path: Path) -> None:
-    assert missing(tmp_path, pid_file=f"{tmp_path}/new/a.pid", log_file="logs/a.log") == []
+    assert missing(tmp_path, pid_file=f"{tmp_path}/a.pid", log_file="logs/today/a.log") == []
     assert list(tmp_path.iterdir()) == []
+    [(key, phrase)] = missing(tmp_path, pid_file="run/a.pid")
+    assert (key, f"there is no folder {tmp_path}/run; make it" in phrase) == ("pid_file", True)
 
 
 def test_a_program_is_looked_for_where_the_worker_would(tmp_path: Path) -> None:
