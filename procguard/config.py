@@ -100,6 +100,20 @@ class ConfigLoader:
             return None, sorted(self._problems, key=_line)
         return GuardConfig(workers=tuple(worker for _, worker in workers), **sections), []
 
+    def state_file(self) -> Path:
+        """Where the guard of this file remembers, whatever else is wrong with the file: for those who look for a
+        running guard. Raises ``ConfigError`` when the file cannot be read, or this key not be understood."""
+        content = dict(read_yaml(self.path, remedy="name the guard's YAML file").content)
+        self._problems = []
+        self._expand(content, ("state", "state_file"), self._absolute)
+        if self._problems:
+            raise ConfigError(one_line_each(self._problems))
+        state = content.get("state")
+        named = state.get("state_file") if isinstance(state, dict) else None
+        return Path(
+            self._absolute(StateConfig().state_file) if not isinstance(named, str) or not named else named
+        )
+
     def _look(self, workers: list[tuple[int, WorkerConfig]], sections: Mapping[str, Any]) -> None:
         """What this machine does not have."""
         for index, worker in workers:

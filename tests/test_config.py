@@ -137,6 +137,23 @@ def test_what_was_filled_in_is_not_filled_in_again(write_yaml: WriteYaml) -> Non
     assert config.workers[0].log_file == str(path.parent / "a${HOME}/l")
 
 
+def test_the_state_file_is_known_whatever_else_is_wrong(write_yaml: WriteYaml) -> None:
+    for text, file in [
+        ("state: {state_file: ~/s.json}\nworkers: 5\n", Path("/home/ada/s.json")),
+        ("state: {state_file: a/s.json, auto_save: 7}\n", None),
+        ("stat: {}\n", None),
+        ("state: 5\n", None),
+        ("state: {state_file: 5}\n", None),
+    ]:
+        path = write_yaml(text)
+        near = path.parent / ("a/s.json" if "a/s" in text else "procguard_state.json")
+        assert ConfigLoader(path, {"HOME": "/home/ada"}).state_file() == (file or near)
+    with pytest.raises(ConfigError, match="needs the variable NOPE"):
+        ConfigLoader(write_yaml("state: {state_file: '${NOPE}'}\n"), {}).state_file()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ConfigLoader(path.parent / "no.yaml").state_file()
+
+
 def test_workers_that_share_an_alias_are_filled_in_each(write_yaml: WriteYaml) -> None:
     text = """workers:
 - {worker_id: a, command: sleep 1, env: &env {X: "${HOME}"}}
