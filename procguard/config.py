@@ -101,8 +101,11 @@ class ConfigLoader:
         return GuardConfig(workers=tuple(worker for _, worker in workers), **sections), []
 
     def state_file(self) -> Path:
-        """Where the guard of this file remembers, whatever else is wrong with the file: for those who look for a
-        running guard. Raises ``ConfigError`` when the file cannot be read, or this key not be understood."""
+        """Where the guard of this file remembers, for those who look for one that runs.
+
+        Raises:
+            ConfigError: the file cannot be read, or this key not be understood; nothing else in it matters.
+        """
         content = dict(read_yaml(self.path, remedy="name the guard's YAML file").content)
         self._problems = []
         self._expand(content, ("state", "state_file"), self._absolute)
