@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from procguard.errors import ConfigError
 from procguard.expansion import expand_path, expand_variables
-from procguard.guard_config import GuardConfig, StateConfig, broken_rules
+from procguard.guard_config import WORKERS_COUNT_MAX, GuardConfig, StateConfig, broken_rules
 from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
 from procguard.validation import KeyPath, Problem, nearest, one_line_each, problem_at, validated
 from procguard.worker_config import WorkerConfig
@@ -153,6 +153,10 @@ class ConfigLoader:
             return [], []
         if not isinstance(entries, list):
             self._tell(("workers",), entries, "must be a list; write each worker as - worker_id: NAME")
+            return [], []
+        if len(entries) > WORKERS_COUNT_MAX:
+            phrase = f"holds {len(entries)} workers; a guard takes {WORKERS_COUNT_MAX}: start several guards"
+            self._tell(("workers",), entries, phrase)
             return [], []
         workers, unread = [], []
         for index, entry in enumerate(entries):

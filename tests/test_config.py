@@ -343,6 +343,28 @@ logging: {level: loud}
     assert len(str(caught.value).splitlines()) == 6
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "communication: {adapter_type: 'a:B', adapter_config: &x {y: *x}}\n",
+        "communication: {adapter_type: 'a:B', adapter_config: {y: &x [*x]}}\n",
+        "workers: &x [*x]\n",
+        "workers: [&x {worker_id: a, command: sleep 1, env: *x}]\n",
+        "workers: [{worker_id: a, command: &x [sleep, *x]}]\n",
+        "state: &x {state_file: *x}\n",
+    ],
+)
+def test_what_holds_itself(write_yaml: WriteYaml, text: str) -> None:
+    config, problems = ConfigLoader(write_yaml(text)).check()
+    assert config is None
+    assert all(len(str(problem)) < 2000 for problem in problems)
+
+
+def test_more_workers_than_a_guard_takes(write_yaml: WriteYaml) -> None:
+    [problem] = problems_of(write_yaml("workers:\n" + "- {}\n" * 10_001))
+    assert "holds 10001 workers; a guard takes 10000" in problem
+
+
 def test_a_key_that_stands_twice(write_yaml: WriteYaml) -> None:
     path = write_yaml(WORKER + "  command: sleep 2\n")
     with pytest.raises(ConfigError, match=r"line 4: the key command is already set above"):

@@ -155,11 +155,15 @@ class Heart:
         now = self._clock()
         if now < self._look_at:
             return True
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return True  # another thread is at it, or the line that a signal has interrupted
+        try:
             if self._transport is None:  # closed meanwhile
                 return False
             self._look_at = now + LOOK_INTERVAL_S
             commands = self._exchange(self._transport, now)
+        finally:
+            self._lock.release()
         for command in commands:  # without the lock: it may beat itself
             answer = self._carry_out(command)
             with self._lock:
