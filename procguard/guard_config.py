@@ -179,7 +179,7 @@ class GuardConfig(_Section):
 
 
 def replica_id_of(worker: WorkerConfig) -> str:
-    """The member of a lighthouse that this worker is, or is a rank of: as its ``env`` says, or else its id."""
+    """The member of a lighthouse that this worker is, or is a rank of: as its ``env`` says, else its id."""
     return worker.env.get("PROCGUARD_REPLICA_ID") or worker.env.get("REPLICA_ID") or worker.worker_id
 
 

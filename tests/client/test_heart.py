@@ -132,6 +132,20 @@ def test_beating_without_a_pause_costs_one_look_in_a_while(place: Place) -> None
     assert not place.line.incoming
 
 
+def test_a_beat_in_the_middle_of_another_waits_for_nobody(place: Place) -> None:
+    inner = []
+
+    def interrupted(frame: bytes) -> bool:  # as by a signal, in the same thread
+        place.clock.advance(1.0)
+        inner.append(place.heart.beat())
+        return True
+
+    place.line.send = interrupted  # type: ignore[method-assign]
+    place.clock.advance(1.0)
+    assert place.heart.beat() is True
+    assert inner == [True]
+
+
 def test_a_guard_that_was_started_again_is_told_who_this_is(place: Place) -> None:
     place.beat()
     place.line.hears(WELCOME)
