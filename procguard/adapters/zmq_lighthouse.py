@@ -193,10 +193,11 @@ class LighthouseAdapter(CommunicationAdapter):
 
     def environment(self, worker_id: str) -> dict[str, str]:
         host = f"[{self._host}]" if ":" in self._host else self._host
+        job = {"PROCGUARD_JOB_ID": self._job_id} if self._job_id != DEFAULT_JOB else {}
         return {
             "PROCGUARD_LIGHTHOUSE": f"{host}:{self._port}",
-            "PROCGUARD_JOB_ID": self._job_id,
             "REPLICA_ID": self.replica_id(worker_id),
+            **job,
         }
 
     def wait_ready(self, worker_ids: Sequence[str], timeout_s: float) -> bool:

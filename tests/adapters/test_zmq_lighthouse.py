@@ -251,6 +251,7 @@ def test_a_member_may_have_another_name_than_the_worker(monkeypatch: pytest.Monk
             "REPLICA_ID": "group-0",
         }
         assert adapter.environment("b")["REPLICA_ID"] == "b"
+    assert "PROCGUARD_JOB_ID" not in LighthouseAdapter().environment("a")
 
 
 def test_the_ranks_of_a_group_may_be_workers_each(monkeypatch: pytest.MonkeyPatch) -> None:
