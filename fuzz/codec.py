@@ -37,6 +37,7 @@ from procguard.client.link import Link, link_pair
 from procguard.client.link_words import LINK, FromListener, FromTrainer
 from procguard.codec import WIRE, Codec
 from procguard.errors import CheckpointError, ProtocolError
+from procguard.guard_messages import GUARD, FromGuard, FromWorker
 from procguard.messages import KINDS, PROTOCOL_VERSION
 
 MEBIBYTE = 1 << 20
@@ -205,16 +206,18 @@ def decoders() -> dict[str, Decoder]:
     link_kinds = (FromTrainer | FromListener).__args__
     link = Mutator(frames_of(LINK, link_kinds, rng, FRAMES_EACH))
     group = Mutator(frames_of(GROUP, (FromRank | FromServer).__args__, rng, FRAMES_EACH))
+    guard = Mutator(frames_of(GUARD, (FromWorker | FromGuard).__args__, rng, FRAMES_EACH))
     streams = StateStreams()
     return {
         "wire": Decoder(wire.hostile, judge_wire),
         "group": Decoder(group.hostile, lambda payload: judge_message(GROUP, payload)),
+        "guard": Decoder(guard.hostile, lambda payload: judge_message(GUARD, payload)),
         "link": Decoder(link.hostile, judge_link),
         "state": Decoder(streams.hostile, streams.judge),
     }
 
 
-TURNS = ("wire",) * 5 + ("group", "link", "state")
+TURNS = ("wire",) * 5 + ("guard",) * 2 + ("group", "link", "state")
 """Whose turn input ``n`` is, by ``n`` modulo their number."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from procguard.adapters.communication import CommunicationAdapter
 from procguard.errors import ConfigError
-from procguard.guard_config import ADAPTER_KEYS, CommunicationConfig
+from procguard.guard_config import ADAPTER_KEYS, CommunicationConfig, GuardConfig, replica_id_of
 
 BUILT_IN = {
     "mock": "procguard.adapters.memory_communication:MockCommunicationAdapter",
@@ -24,22 +24,18 @@ BUILT_IN = {
 }
 
 
-def make_adapter(communication: CommunicationConfig, **ours: Any) -> CommunicationAdapter:
-    """The adapter that the settings ask for; not yet initialized.
-
-    Args:
-        ours: what the guard itself tells a built-in adapter beside the file, such as
-        ``heartbeat_interval_s``;
-            what one does not take is left out.
+def make_adapter(config: GuardConfig) -> CommunicationAdapter:
+    """The adapter that the settings ask for; not yet initialized, and without workers.
 
     Raises:
         ConfigError: the class cannot be found or made; says why and what to do.
     """
+    communication = config.communication
     found = adapter_class(communication)
     arguments = _arguments(communication)
     if communication.adapter_type in BUILT_IN:
         taken = inspect.signature(found).parameters
-        return found(**arguments, **{name: value for name, value in ours.items() if name in taken})
+        return found(**arguments, **{name: what for name, what in _beside(config).items() if name in taken})
     try:
         return found(**arguments)
     except Exception as error:  # foreign code raises what it likes; the user is told
@@ -78,6 +74,15 @@ def adapter_class(communication: CommunicationConfig) -> type[CommunicationAdapt
             "the keys there are the class's keyword arguments"
         ) from None
     return found
+
+
+def _beside(config: GuardConfig) -> dict[str, Any]:
+    """What other sections say to our own adapters; each takes what concerns it."""
+    return {
+        "heartbeat_interval_s": config.monitoring.interval,
+        "heartbeat_timeout_s": config.monitoring.heartbeat_timeout,
+        "replica_ids": {worker.worker_id: replica_id_of(worker) for worker in config.workers},
+    }
 
 
 def _named(communication: CommunicationConfig) -> str:

@@ -52,14 +52,23 @@ def as_text(file: Path, config: GuardConfig) -> str:
 
 
 def as_json(file: Path, config: GuardConfig | None, problems: list[Problem]) -> dict[str, Any]:
-    """``ok``, ``file``, ``problems`` (``place``, ``key``, ``text``), and ``config`` as it is understood."""
+    """``ok``, ``file``, ``problems`` (``place``, ``key``, ``text``), and ``config`` as it is understood, of
+    ``env`` the names only."""
     valid = config is not None and not problems
     return {
         "ok": valid,
         "file": str(file),
         "problems": [problem._asdict() for problem in problems],
-        "config": config.model_dump(mode="json") if config is not None and valid else None,
+        "config": _shown(config) if config is not None and valid else None,
     }
+
+
+def _shown(config: GuardConfig) -> dict[str, Any]:
+    """The settings without the values of ``env``: those may be secrets, and logs are read by many."""
+    shown = config.model_dump(mode="json")
+    for worker in shown["workers"]:
+        worker["env"] = sorted(worker["env"])
+    return shown
 
 
 def _adapter_problems(config: GuardConfig, file: Path) -> list[Problem]:

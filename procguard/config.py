@@ -20,11 +20,11 @@ from pydantic import BaseModel
 
 from procguard.errors import ConfigError
 from procguard.expansion import expand_path, expand_variables
-from procguard.guard_config import GuardConfig, StateConfig, broken_rules
+from procguard.guard_config import WORKERS_COUNT_MAX, GuardConfig, StateConfig, broken_rules
 from procguard.lighthouse_config import LighthouseConfig, load_lighthouse_config
 from procguard.validation import KeyPath, Problem, nearest, one_line_each, problem_at, validated
 from procguard.worker_config import WorkerConfig
-from procguard.worker_places import missing_places
+from procguard.worker_places import missing_places, not_writable
 from procguard.yaml_file import YamlFile, read_yaml
 
 __all__ = ["ConfigLoader", "GuardConfig", "LighthouseConfig", "WorkerConfig", "load_lighthouse_config"]
@@ -95,12 +95,38 @@ class ConfigLoader:
         )
         self._problems += [problem_at(*rule, self._file.place) for rule in broken]
         if self._look_at_machine:
-            for index, worker in workers:
-                for missing in missing_places(worker):
-                    self._tell(("workers", index, missing.key), missing.value, missing.phrase)
+            self._look(workers, sections)
         if self._problems:
             return None, sorted(self._problems, key=_line)
         return GuardConfig(workers=tuple(worker for _, worker in workers), **sections), []
+
+    def state_file(self) -> Path:
+        """Where the guard of this file remembers, for those who look for one that runs.
+
+        Raises:
+            ConfigError: the file cannot be read, or this key not be understood; nothing else in it matters.
+        """
+        content = dict(read_yaml(self.path, remedy="name the guard's YAML file").content)
+        self._problems = []
+        self._expand(content, ("state", "state_file"), self._absolute)
+        if self._problems:
+            raise ConfigError(one_line_each(self._problems))
+        state = content.get("state")
+        named = state.get("state_file") if isinstance(state, dict) else None
+        return Path(
+            self._absolute(StateConfig().state_file) if not isinstance(named, str) or not named else named
+        )
+
+    def _look(self, workers: list[tuple[int, WorkerConfig]], sections: Mapping[str, Any]) -> None:
+        """What this machine does not have."""
+        for index, worker in workers:
+            for missing in missing_places(worker):
+                self._tell(("workers", index, missing.key), missing.value, missing.phrase)
+        for path, section in ((("state", "state_file"), "state"), (("logging", "file"), "logging")):
+            file = getattr(sections.get(section), path[-1], None)
+            phrase = not_writable(Path(file), makes_folders=True) if file else ""
+            if phrase:
+                self._tell(path, file, phrase)
 
     def _sections(self, content: dict[str, Any]) -> dict[str, Any]:
         """The sections by name, those that can be read; a missing one has its defaults."""
@@ -116,7 +142,8 @@ class ConfigLoader:
         for key, field in known.items():
             if key != "workers" and key not in content:
                 sections[key] = field.default
-        if isinstance(state := sections.get("state"), StateConfig):  # its default is relative, too
+        state = sections.get("state")
+        if isinstance(state, StateConfig) and not os.path.isabs(state.state_file):  # its default is not
             sections["state"] = state.model_copy(update={"state_file": self._absolute(state.state_file)})
         return sections
 
@@ -126,6 +153,10 @@ class ConfigLoader:
             return [], []
         if not isinstance(entries, list):
             self._tell(("workers",), entries, "must be a list; write each worker as - worker_id: NAME")
+            return [], []
+        if len(entries) > WORKERS_COUNT_MAX:
+            phrase = f"holds {len(entries)} workers; a guard takes {WORKERS_COUNT_MAX}: start several guards"
+            self._tell(("workers",), entries, phrase)
             return [], []
         workers, unread = [], []
         for index, entry in enumerate(entries):
@@ -172,6 +203,7 @@ class ConfigLoader:
                 content[key] = expand(text)
             except ValueError as error:
                 self._tell((*above, *path), text, str(error))
+                del content[key]  # nothing else is to be said of it
 
     def _validated(self, model: type[M], content: object, path: KeyPath) -> M | None:
         found, problems = validated(model, content, self._file.place, path)

@@ -50,6 +50,8 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 def expand_path(text: str, folder: Path, environ: Mapping[str, str]) -> str:
     """An absolute path. Raises ``ValueError`` with the phrase for the user."""
     expanded = expand_variables(text, environ)
+    if "\0" in expanded:
+        raise ValueError("has a NUL character, which no path can have; remove it")
     if expanded == "~" or expanded.startswith("~/"):
         home = environ.get("HOME") or os.path.expanduser("~")
         expanded = home + expanded[1:]

@@ -107,7 +107,7 @@ class RecoveryConfig(_Section):
     stop_all_on_failure: bool = True
     task_reassignment: bool = False
     recovery_timeout: PositiveSeconds = 300.0
-    max_recovery_attempts: Annotated[int, Field(ge=1)] = 3
+    max_recovery_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
 
 
 class AdapterConfig(_Section):
@@ -178,6 +178,11 @@ class GuardConfig(_Section):
     web: WebConfig = WebConfig()
 
 
+def replica_id_of(worker: WorkerConfig) -> str:
+    """The member of a lighthouse that this worker is, or is a rank of: as its ``env`` says, else its id."""
+    return worker.env.get("PROCGUARD_REPLICA_ID") or worker.env.get("REPLICA_ID") or worker.worker_id
+
+
 # --- what cannot stand together ---
 
 
@@ -232,6 +237,14 @@ def _timeout_too_short(monitoring: MonitoringConfig) -> Iterator[Broken]:
 
 def _unknown_adapter_keys(communication: CommunicationConfig) -> Iterator[Broken]:
     kind, config = communication.adapter_type, communication.adapter_config
+    try:
+        config.model_dump(mode="json")
+    except (ValueError, RecursionError):
+        phrase = (
+            "holds itself, or is nested too deeply, or holds what is no plain value; write it out plainly"
+        )
+        yield Broken(("communication", "adapter_config"), config.model_extra, phrase)
+        return
     known = ADAPTER_KEYS.get(kind)
     for key, value in (config.model_extra or {}).items():
         path = ("communication", "adapter_config", key)

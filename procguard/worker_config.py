@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from procguard.errors import UsageError
-from procguard.validation import one_line_each, validated
+from procguard.validation import validated
 
 DAY_S = 24 * 60 * 60.0
 WORDS_COUNT_MAX = 4096
@@ -140,7 +140,8 @@ class WorkerConfig(BaseModel):
     working_dir: PathText | None = None
     env: Annotated[dict[str, str], AfterValidator(_variables), Field(max_length=VARIABLES_COUNT_MAX)] = {}
     pid_file: PathText | None = None
-    worker_type: Name = "process"
+    worker_type: Literal["process", "notify"] = "process"
+    """``notify``: it says READY=1 on NOTIFY_SOCKET once it is well."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     restart_window: PositiveSeconds = 300.0
     restart_delay: Seconds = 1.0
@@ -176,14 +177,12 @@ def parse_worker(worker_id: str, config: WorkerConfig | Mapping[str, Any]) -> Wo
     if isinstance(config, WorkerConfig):
         if config.worker_id != worker_id:
             raise UsageError(
-                f"worker {worker_id!r}: its settings say worker_id = {config.worker_id!r}; make them the same"
+                f"{worker_id}: its settings say worker_id = {config.worker_id!r}; make them the same"
             )
         return config
     if not isinstance(config, Mapping):
-        raise UsageError(f"worker {worker_id!r}: {type(config).__name__} is no mapping of settings")
+        raise UsageError(f"{worker_id}: {type(config).__name__} is no mapping of settings")
     found, problems = validated(WorkerConfig, {"worker_id": worker_id, **config}, lambda path: "")
     if found is None:
-        raise UsageError(
-            "\n".join(f"worker {worker_id!r}: {line}" for line in one_line_each(problems).split("\n"))
-        )
+        raise UsageError("\n".join(f"{worker_id}: {problem}" for problem in problems))
     return parse_worker(worker_id, found)

@@ -33,9 +33,10 @@ def missing_places(worker: WorkerConfig) -> Iterator[Missing]:
         yield Missing("working_dir", worker.working_dir or str(folder), phrase)
     elif phrase := _no_program(worker, folder):
         yield Missing("command", " ".join(worker.command), phrase)
-    for key, path in (("pid_file", worker.pid_file), ("log_file", worker.log_file)):
-        if path and (phrase := _not_writable(folder / path)):
-            yield Missing(key, path, phrase)
+    if worker.pid_file and (phrase := not_writable(folder / worker.pid_file, makes_folders=False)):
+        yield Missing("pid_file", worker.pid_file, phrase)
+    if worker.log_file and (phrase := not_writable(folder / worker.log_file, makes_folders=True)):
+        yield Missing("log_file", worker.log_file, phrase)
 
 
 def _no_folder(folder: Path) -> str:
@@ -68,8 +69,12 @@ def _no_program(worker: WorkerConfig, folder: Path) -> str:
     return ""
 
 
-def _not_writable(path: Path) -> str:
-    """Folders that do not exist yet are made when they are needed; so the first that does is asked."""
+def not_writable(path: Path, *, makes_folders: bool) -> str:
+    """Why this file could not be written, to follow ``key = value``; empty where it could.
+
+    Args:
+        makes_folders: its folders are made when it is; so the first that exists is asked.
+    """
     if path.is_dir():
         return "is a folder; name a file in it"
     if path.exists():
@@ -78,8 +83,10 @@ def _not_writable(path: Path) -> str:
             "" if writable else "cannot be written by this user; change its permissions, or name another file"
         )
     folder = path.parent
-    while not folder.exists() and folder != folder.parent:
+    while makes_folders and not folder.exists() and folder != folder.parent:
         folder = folder.parent
+    if not folder.exists():
+        return f"cannot be made: there is no folder {folder}; make it, or name another file"
     if not folder.is_dir():
         return f"cannot be made: {folder} is not a folder; name another file"
     if not os.access(folder, os.W_OK | os.X_OK):

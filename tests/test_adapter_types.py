@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from procguard.adapter_types import adapter_class, make_adapter
-from procguard.adapters import LighthouseAdapter, MockCommunicationAdapter, ZMQCommunicationAdapter
+from procguard.adapters import (
+    CommunicationAdapter,
+    LighthouseAdapter,
+    MockCommunicationAdapter,
+    ZMQCommunicationAdapter,
+)
+from procguard.client import Heart
 from procguard.errors import ConfigError
-from procguard.guard_config import BUILT_IN_ADAPTERS, AdapterConfig, CommunicationConfig
+from procguard.guard_config import (
+    BUILT_IN_ADAPTERS,
+    AdapterConfig,
+    CommunicationConfig,
+    GuardConfig,
+    MonitoringConfig,
+)
+from procguard.worker_config import WorkerConfig
+from tests.adapters.test_communication_contract import eventually
 
 MODULE = """
 from procguard.adapters import MockCommunicationAdapter, CommunicationAdapter
@@ -50,6 +65,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
+def make(communication: CommunicationConfig, **more: Any) -> CommunicationAdapter:
+    return make_adapter(GuardConfig(communication=communication, **more))
+
+
 def settings(adapter_type: str, **adapter_config: Any) -> CommunicationConfig:
     return CommunicationConfig(adapter_type=adapter_type, adapter_config=AdapterConfig(**adapter_config))
 
@@ -60,20 +79,37 @@ def settings(adapter_type: str, **adapter_config: Any) -> CommunicationConfig:
 )
 def test_ours(name: str, kind: type) -> None:
     assert name in BUILT_IN_ADAPTERS
-    assert type(make_adapter(settings(name))) is kind
-    assert type(make_adapter(settings(name, host="::1", port_base=4, timeout=5))) is kind
+    assert type(make(settings(name))) is kind
+    assert type(make(settings(name, host="::1", port_base=4, timeout=5))) is kind
 
 
-def test_each_takes_what_the_guard_tells_it_beside_the_file() -> None:
-    ours = {"heartbeat_interval_s": 0.5, "replica_ids": {"a": "b"}}
-    assert isinstance(make_adapter(settings("zmq"), **ours), ZMQCommunicationAdapter)
-    watching = make_adapter(settings("lighthouse", job_id="j"), **ours)
-    assert isinstance(watching, LighthouseAdapter)
-    assert watching.environment("a")["REPLICA_ID"] == "b"
+def test_workers_are_told_how_often_to_beat() -> None:
+    adapter = make(settings("zmq", port_base=0), monitoring=MonitoringConfig(interval=0.5))
+    with adapter, closing(Heart(guard=adapter.environment("a")["PROCGUARD_GUARD"], worker_id="a")) as heart:
+        adapter.register_worker("a")
+        assert eventually(lambda: heart.beat() and heart.connected)
+        assert heart._pulse.welcome is not None
+        assert heart._pulse.welcome.settings.heartbeat_interval_s == 0.5
+        assert heart._pulse.welcome.settings.heartbeat_timeout_s == 10.0
+
+
+def test_a_worker_is_the_member_that_its_env_says() -> None:
+    workers = tuple(
+        WorkerConfig(worker_id=worker_id, command=("x",), env=env)
+        for worker_id, env in [
+            ("a", {}),
+            ("b", {"REPLICA_ID": "group-1"}),
+            ("c", {"REPLICA_ID": "group-1", "PROCGUARD_REPLICA_ID": "group-2"}),
+        ]
+    )
+    adapter = make(settings("lighthouse", job_id="j"), workers=workers)
+    replica_ids = [adapter.environment(worker_id)["REPLICA_ID"] for worker_id in ("a", "b", "c")]
+    assert replica_ids == ["a", "group-1", "group-2"]
+    assert adapter.environment("a")["PROCGUARD_JOB_ID"] == "j"
 
 
 def test_ones_own_gets_exactly_what_stands_in_the_file(mine: None) -> None:
-    made = make_adapter(settings("my_adapters:Mine", colour="red", host="h"), heartbeat_interval_s=1.0)
+    made = make(settings("my_adapters:Mine", colour="red", host="h"))
     assert (made.colour, made.more) == ("red", {"host": "h"})  # type: ignore[attr-defined]
     assert "" in sys.path or str(Path.cwd()) not in sys.path
 
@@ -97,7 +133,7 @@ def test_ones_own_gets_exactly_what_stands_in_the_file(mine: None) -> None:
 )
 def test_one_that_will_not_do(mine: None, place: str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"communication\.adapter_type = '{place}'.*{said}"):
-        make_adapter(settings(place))
+        make(settings(place))
 
 
 def test_a_key_that_it_does_not_take_is_found_without_making_it(mine: None) -> None:

@@ -77,6 +77,13 @@ def test_as_json(path: Path) -> None:
     assert told["problems"][1]["place"] == f"{path}, line 3"
 
 
+def test_what_may_be_secret_is_not_shown(path: Path) -> None:
+    path.write_text("workers: [{worker_id: a, command: sleep 1, env: {TOKEN: hunter2, A: b}}]\n")
+    found = check(path, "--json")
+    assert "hunter2" not in found.output
+    assert json.loads(found.stdout)["config"]["workers"][0]["env"] == ["A", "TOKEN"]
+
+
 def test_no_file_at_all(path: Path) -> None:
     found = check(path)
     assert found.exit_code == 2

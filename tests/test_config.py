@@ -108,11 +108,11 @@ def test_a_configuration_does_not_change(write_yaml: WriteYaml) -> None:
 def test_a_relative_path_is_relative_to_the_files_folder(
     write_yaml: WriteYaml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_yaml(WORKER + "  pid_file: run/a.pid\n  log_file: ../a.log\n  working_dir: .\n")
+    path = write_yaml(WORKER + "  pid_file: a.pid\n  log_file: ../a.log\n  working_dir: .\n")
     monkeypatch.chdir("/")
     for named in (path, Path(os.path.relpath(path))):
         [worker] = ConfigLoader(named).load().workers
-        assert worker.pid_file == str(path.parent / "run/a.pid")
+        assert worker.pid_file == str(path.parent / "a.pid")
         assert worker.log_file == str(path.parent.parent / "a.log")
         assert worker.working_dir == str(path.parent)
 
@@ -128,6 +128,30 @@ def test_variables_and_the_home_directory_in_paths_and_variables_alone_in_env(wr
     assert worker.pid_file == "/home/ada/run/a.pid"
     assert worker.log_file == "/var/log/a.log"
     assert worker.env == {"X": "~/run", "Y": "$RUN ${RUN}", "Z": "z", "E": ""}
+
+
+def test_what_was_filled_in_is_not_filled_in_again(write_yaml: WriteYaml) -> None:
+    path = write_yaml("state: {state_file: 'a$${HOME}/s.json'}\n" + WORKER + "  log_file: 'a$${HOME}/l'\n")
+    config = ConfigLoader(path, {"HOME": "/x"}).load()
+    assert config.state.state_file == str(path.parent / "a${HOME}/s.json")
+    assert config.workers[0].log_file == str(path.parent / "a${HOME}/l")
+
+
+def test_the_state_file_is_known_whatever_else_is_wrong(write_yaml: WriteYaml) -> None:
+    for text, file in [
+        ("state: {state_file: ~/s.json}\nworkers: 5\n", Path("/home/ada/s.json")),
+        ("state: {state_file: a/s.json, auto_save: 7}\n", None),
+        ("stat: {}\n", None),
+        ("state: 5\n", None),
+        ("state: {state_file: 5}\n", None),
+    ]:
+        path = write_yaml(text)
+        near = path.parent / ("a/s.json" if "a/s" in text else "procguard_state.json")
+        assert ConfigLoader(path, {"HOME": "/home/ada"}).state_file() == (file or near)
+    with pytest.raises(ConfigError, match="needs the variable NOPE"):
+        ConfigLoader(write_yaml("state: {state_file: '${NOPE}'}\n"), {}).state_file()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ConfigLoader(path.parent / "no.yaml").state_file()
 
 
 def test_workers_that_share_an_alias_are_filled_in_each(write_yaml: WriteYaml) -> None:
@@ -241,6 +265,8 @@ def test_each_word_of_a_command_is_text(write_yaml: WriteYaml) -> None:
         ("logging: {format: '%(x'}", "logging.format = '%(x' must be text, json, or a format of Python's"),
         ("web: {port: 70000}", "web.port = 70000 must be less than or equal to 65535"),
         ("state: {state_file: ''}", "state.state_file = '' must be a path"),
+        ("state: {state_file: /etc/passwd/s.json}", "state.state_file = '/etc/passwd/s.json' cannot be made"),
+        ("logging: {file: /}", "logging.file = '/' is a folder; name a file in it"),
     ],
 )
 def test_a_key_of_the_guard_that_cannot_be(write_yaml: WriteYaml, text: str, said: str) -> None:
@@ -315,6 +341,28 @@ logging: {level: loud}
     with pytest.raises(ConfigError) as caught:
         ConfigLoader(write_yaml(text)).load()
     assert len(str(caught.value).splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "communication: {adapter_type: 'a:B', adapter_config: &x {y: *x}}\n",
+        "communication: {adapter_type: 'a:B', adapter_config: {y: &x [*x]}}\n",
+        "workers: &x [*x]\n",
+        "workers: [&x {worker_id: a, command: sleep 1, env: *x}]\n",
+        "workers: [{worker_id: a, command: &x [sleep, *x]}]\n",
+        "state: &x {state_file: *x}\n",
+    ],
+)
+def test_what_holds_itself(write_yaml: WriteYaml, text: str) -> None:
+    config, problems = ConfigLoader(write_yaml(text)).check()
+    assert config is None
+    assert all(len(str(problem)) < 2000 for problem in problems)
+
+
+def test_more_workers_than_a_guard_takes(write_yaml: WriteYaml) -> None:
+    [problem] = problems_of(write_yaml("workers:\n" + "- {}\n" * 10_001))
+    assert "holds 10001 workers; a guard takes 10000" in problem
 
 
 def test_a_key_that_stands_twice(write_yaml: WriteYaml) -> None:

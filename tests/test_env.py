@@ -14,6 +14,7 @@ from procguard.env import (
     Address,
     Found,
     TrainerSettings,
+    WorkerSettings,
     find_lighthouse_variables,
     parse_address,
     parse_flag,
@@ -166,6 +167,15 @@ def test_every_variable_is_read_into_its_setting() -> None:
         restart_count=2,
     )
     assert {entry.metadata["variable"].name for entry in fields(TrainerSettings)} == set(environ)
+
+
+def test_a_guards_worker_is_told_where_it_is_and_who() -> None:
+    environ = {"PROCGUARD_GUARD": "127.0.0.1:29520", "PROCGUARD_WORKER_ID": "trainer-0"}
+    assert WorkerSettings.read(environ) == WorkerSettings(Address("127.0.0.1", 29520), "trainer-0")
+    assert WorkerSettings.read({}) == WorkerSettings(None, None)
+    with pytest.raises(ConfigError) as caught:
+        WorkerSettings.read({"PROCGUARD_GUARD": "h:x", "PROCGUARD_WORKER_ID": "a\0b"})
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_what_is_unset_or_empty_is_left_to_the_caller() -> None:

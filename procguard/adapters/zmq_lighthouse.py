@@ -63,6 +63,7 @@ CLOSE_TIMEOUT_S = 5.0
 SILENCE_S = 3.0
 """Without an answer for so long: connect afresh."""
 
+UNKNOWN = Process("", "", 0, 0)
 SEEN_BY_THE_PARENT = frozenset(
     {CauseKind.LEFT, CauseKind.PROCESS_EXIT, CauseKind.PROCESS_REPLACED, CauseKind.SUPERSEDED}
 )
@@ -107,8 +108,8 @@ class LighthouseAdapter(CommunicationAdapter):
         self._is_living = is_living or living_here
         self._connect = connect or self._connected
         self._changed = threading.Condition()
-        self._registered: dict[str, str] = {}
-        """worker_id by replica_id."""
+        self._registered: dict[str, set[str]] = {}
+        """The worker_ids of each replica_id: several where the ranks of a group are workers each."""
         self._job: JobView | None = None
         self._looks = 0
         self._waiters = 0
@@ -151,11 +152,11 @@ class LighthouseAdapter(CommunicationAdapter):
 
     def register_worker(self, worker_id: str) -> None:
         with self._changed:
-            self._registered[self.replica_id(worker_id)] = worker_id
+            self._registered.setdefault(self.replica_id(worker_id), set()).add(worker_id)
 
     def unregister_worker(self, worker_id: str) -> None:
         with self._changed:
-            self._registered.pop(self.replica_id(worker_id), None)
+            self._registered.get(self.replica_id(worker_id), set()).discard(worker_id)
 
     def replica_id(self, worker_id: str) -> str:
         """The member that this worker is."""
@@ -172,7 +173,8 @@ class LighthouseAdapter(CommunicationAdapter):
 
     def send_heartbeat(self, worker_id: str) -> bool:
         with self._changed:
-            if self._closing or self._thread is None or self.replica_id(worker_id) not in self._registered:
+            known = worker_id in self._workers_of(self.replica_id(worker_id))
+            if self._closing or self._thread is None or not known:
                 return False
         self._tell_beats([worker_id])
         return True
@@ -186,18 +188,16 @@ class LighthouseAdapter(CommunicationAdapter):
     def connected_workers(self) -> list[str]:
         with self._changed:
             members = self._members() if not self._closing else {}
-            return sorted(
-                worker_id
-                for replica_id, worker_id in self._registered.items()
-                if replica_id in members and members[replica_id].state is MemberState.ALIVE
-            )
+            alive = [name for name, member in members.items() if member.state is MemberState.ALIVE]
+            return sorted(worker_id for name in alive for worker_id in self._workers_of(name))
 
     def environment(self, worker_id: str) -> dict[str, str]:
         host = f"[{self._host}]" if ":" in self._host else self._host
+        job = {"PROCGUARD_JOB_ID": self._job_id} if self._job_id != DEFAULT_JOB else {}
         return {
             "PROCGUARD_LIGHTHOUSE": f"{host}:{self._port}",
-            "PROCGUARD_JOB_ID": self._job_id,
             "REPLICA_ID": self.replica_id(worker_id),
+            **job,
         }
 
     def wait_ready(self, worker_ids: Sequence[str], timeout_s: float) -> bool:
@@ -238,6 +238,9 @@ class LighthouseAdapter(CommunicationAdapter):
             if not all(self._is_living(rank.process) for rank in member.ranks):
                 return False
         return True
+
+    def _workers_of(self, replica_id: str) -> list[str]:
+        return sorted(self._registered.get(replica_id, ()))
 
     def _members(self) -> dict[str, MemberView]:
         return {member.replica_id: member for member in self._job.members} if self._job else {}
@@ -322,13 +325,13 @@ class LighthouseAdapter(CommunicationAdapter):
         """Workers whose members have beaten since the last look."""
         beats = []
         for replica_id, member in self._members().items():
-            worker_id = self._registered.get(replica_id)
-            if worker_id is None or member.state is not MemberState.ALIVE or not member.ranks:
+            worker_ids = self._workers_of(replica_id)
+            if not worker_ids or member.state is not MemberState.ALIVE or not member.ranks:
                 continue
             at = now - max(rank.beat_age_s for rank in member.ranks)  # of the rank that is silent the longest
             if at > self._beat_at.get(replica_id, -inf) + 1e-3:  # ages are rounded on their way
                 self._beat_at[replica_id] = at
-                beats.append(worker_id)
+                beats += worker_ids
         return beats
 
     def _take_notice(self, frame: bytes) -> None:
@@ -347,10 +350,13 @@ class LighthouseAdapter(CommunicationAdapter):
             if known is not None and notice.incarnation <= known:
                 continue
             self._over[notice.replica_id] = notice.incarnation
-            worker_id = self._registered.get(notice.replica_id)
-            if tell and worker_id is not None and notice.cause.kind not in SEEN_BY_THE_PARENT:
-                process = self._process_of(notice)
-                failures.append(WorkerFailure(worker_id, str(notice.cause), process.pid, process.host))
+            if tell and notice.cause.kind not in SEEN_BY_THE_PARENT:
+                worker_ids = self._workers_of(notice.replica_id)
+                process = self._process_of(notice) if len(worker_ids) == 1 else UNKNOWN
+                failures += [
+                    WorkerFailure(worker_id, str(notice.cause), process.pid, process.host)
+                    for worker_id in worker_ids
+                ]
         callback = self._failed
         if failures and callback is not None:
             try:
@@ -362,7 +368,7 @@ class LighthouseAdapter(CommunicationAdapter):
         """Which process that was, as far as the last look tells."""
         member = self._members().get(notice.replica_id)
         if member is None or member.incarnation != notice.incarnation or not member.ranks:
-            return Process("", "", 0, 0)
+            return UNKNOWN
         return member.ranks[0].process
 
     def _tell_beats(self, worker_ids: Iterable[str]) -> None:

@@ -251,6 +251,20 @@ def test_a_member_may_have_another_name_than_the_worker(monkeypatch: pytest.Monk
             "REPLICA_ID": "group-0",
         }
         assert adapter.environment("b")["REPLICA_ID"] == "b"
+    assert "PROCGUARD_JOB_ID" not in LighthouseAdapter().environment("a")
+
+
+def test_the_ranks_of_a_group_may_be_workers_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(monkeypatch, replica_ids={"a": "group-0", "b": "group-0"})
+    with watched.adapter as adapter:
+        watched.line.knows(job(member("group-0")))
+        assert eventually(lambda: set(watched.beats) == {"a", "b"})
+        assert adapter.connected_workers() == ["a", "b"]
+        watched.line.publish(NoticeBatch(7, 1, (notice("group-0"),)))
+        assert eventually(lambda: watched.failures)
+        assert [(failure.worker_id, failure.pid) for failure in watched.failures] == [("a", 0), ("b", 0)]
+        adapter.unregister_worker("a")
+        assert adapter.connected_workers() == ["b"]
 
 
 def test_no_lighthouse_is_said_once_and_looked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -130,6 +131,20 @@ def test_beating_without_a_pause_costs_one_look_in_a_while(place: Place) -> None
     assert place.line.incoming, "it has not looked"
     place.beat(LOOK_INTERVAL_S)
     assert not place.line.incoming
+
+
+def test_a_beat_in_the_middle_of_another_waits_for_nobody(place: Place) -> None:
+    inner = []
+
+    def interrupted(frame: bytes) -> bool:  # as by a signal, in the same thread
+        place.clock.advance(1.0)
+        inner.append(place.heart.beat())
+        return True
+
+    place.line.send = interrupted  # type: ignore[method-assign]
+    place.clock.advance(1.0)
+    assert place.heart.beat() is True
+    assert inner == [True]
 
 
 def test_a_guard_that_was_started_again_is_told_who_this_is(place: Place) -> None:
@@ -265,3 +280,27 @@ def test_one_line_in_a_program_of_ones_own_is_enough() -> None:
         [sys.executable, "-c", program], env={"PYTHONPATH": str(REPOSITORY)}, timeout=60, check=False
     )
     assert alone.returncode == 0
+
+
+def test_a_forked_child_beats_for_itself() -> None:
+    program = (
+        "import os, time\nfrom procguard.client import beat\n"
+        "beat()\nos.fork()\n"
+        "while True:\n"
+        "    beat()\n"
+        "    time.sleep(0.01)\n"
+    )
+    with ZMQCommunicationAdapter(port_base=0, heartbeat_interval_s=0.01) as adapter:
+        adapter.register_worker("a")
+        environ = {**os.environ, **adapter.environment("a"), "PYTHONPATH": str(REPOSITORY)}
+        process = subprocess.Popen([sys.executable, "-c", program], env=environ, start_new_session=True)
+        try:
+
+            def speakers() -> int:
+                assert adapter._roll is not None
+                return len(adapter._roll._workers["a"])
+
+            assert eventually(lambda: speakers() == 2)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
