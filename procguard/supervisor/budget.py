@@ -5,7 +5,6 @@ Pure: the caller says what time it is.
 
 from __future__ import annotations
 
-
 ROUNDING = 1e-6
 """Who waited for as long as he was told is not sent away because of a float's last digit."""
 
