@@ -96,7 +96,7 @@ def test_nothing_is_never_all(guard: FakeCommands, verb: str) -> None:
     assert f"Say `procguard {verb} WORKER...`, or --all" in shown.stderr
     assert "--all and w0 both say which workers" in procguard(verb, "w0", "--all").stderr
     unknown = procguard(verb, "w00")
-    assert (unknown.exit_code, unknown.stderr) == (2, "Error: no worker 'w00'; did you mean w0 or w1?\n")
+    assert (unknown.exit_code, unknown.stderr) == (2, "Error: no worker 'w00'; did you mean w0?\n")
     assert guard.told == []
 
 

@@ -62,11 +62,11 @@ def test_all_at_a_glance() -> None:
         "  Recovering w1, attempt 1 of 3, for 2.5 s: stop done > reassign ... > restart",
         "",
         "WORKER  STATE            FOR   PID  RESTARTS  TASKS   CPU   MEMORY  WHY, AND WHAT NEXT",
-        "w0      running    2 h 3 min  4000    1 of 5      2  97 %  1.0 GiB  before that: killed by SIGKILL, "
-        "2 h 3 min ago",
+        "w0      running    2 h 3 min  4000    1 of 5      2  97 %  1.0 GiB  before that: killed by "
+        "SIGKILL, 2 h 3 min ago",
         "w1      waiting        1.5 s          3 of 5      0                 exit code 3; starts in 3.2 s",
-        "w2      gave up    1 min 0 s          5 of 5      0                 killed for memory (oom); gave up "
-        "after 5 restarts in 300 s",
+        "w2      gave up    1 min 0 s          5 of 5      0                 killed for memory (oom); gave "
+        "up after 5 restarts in 300 s",
         "w3      unhealthy  2 h 3 min  4000    0 of 5      0  97 %  1.0 GiB  http://127.0.0.1:80 answers 503",
         "w4      stopped        5.0 s          0 of 5      0                 stopped by operator",
     ]

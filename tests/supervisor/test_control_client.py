@@ -14,7 +14,7 @@ import pytest
 
 from procguard.errors import GuardError, GuardUnreachable, UsageError
 from procguard.supervisor.control_client import ControlClient
-from procguard.supervisor.control_socket import claim, listener_pid
+from procguard.supervisor.control_socket import Peer, claim, listener_pid
 from tests.supervisor.fake_guard import DEADLINE_S, FakeCommands, fake_guard
 
 
@@ -84,6 +84,17 @@ def test_somebody_elses_guard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("procguard.supervisor.control_client.socket.socket", Socket)
     with pytest.raises(GuardError, match=r"belongs to (\w+), and only \1 and root .* sudo -u \1 procguard"):
         ControlClient(folder / "s.sock").ask("status")
+
+
+def test_a_stranger_where_our_guard_would_be_is_not_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("procguard.supervisor.control_client.os.geteuid", lambda: 1234)
+    monkeypatch.setattr("procguard.supervisor.control_client.peer_of", lambda connection: Peer(1, 4321))
+    with fake_guard(folder) as (server, commands), ControlClient(server.path) as client:
+        with pytest.raises(GuardError, match="is uid 4321, not you"):
+            client.ask("stop", ids=["w0"])
+        assert commands.told == []
 
 
 def test_a_silent_guard_is_not_waited_for_without_end(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from procguard.errors import UsageError
 from procguard.supervisor.control_verbs import CHANGING, VERBS, perform, signal_named
-from procguard.supervisor.control_words import Request
+from procguard.supervisor.control_words import Request, read_answer, read_request, result_line
 from tests.supervisor.fake_guard import FakeCommands, worker
 
 
@@ -98,3 +101,33 @@ def test_every_verb_is_known() -> None:
     for verb in VERBS:
         with pytest.raises(UsageError, match=r"there is no argument 'what'|must be"):
             told(verb, what=1)
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["w0", "SIGTERM", 3]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+ARGUMENTS = st.dictionaries(
+    st.sampled_from(["ids", "id", "force", "signal", "count", "after_seq"]) | st.text(max_size=3),
+    st.lists(st.sampled_from(["w0", "w1", "x"])) | ANYTHING,
+    max_size=3,
+)
+REQUESTS = st.fixed_dictionaries(
+    {"verb": st.sampled_from(VERBS) | ANYTHING}, optional={"args": ARGUMENTS | ANYTHING}
+)
+
+
+@given(st.binary(max_size=60) | (REQUESTS | ANYTHING).map(lambda request: json.dumps(request).encode()))
+def test_whatever_is_said_is_done_or_refused(line: bytes) -> None:
+    try:
+        result = perform(FakeCommands(), read_request(line))
+    except UsageError as error:
+        assert len(str(error)) < 5000
+    else:
+        assert read_answer(result_line(result)) is not None
