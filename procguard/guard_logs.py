@@ -3,9 +3,10 @@
 The files are the guard's, written by the worker itself; they are read here, by whoever wants to see them,
 and cost the guard nothing. A file grows too large and begins anew in one of three ways: its front is
 copied to ``x.log.1`` and cut off, or all of it is, or it is renamed and another one takes its name. The
-last shows in the inode. For the others, copy and file are together what the file was: so when the last
-bytes that were read no longer stand where they stood, they are looked for at the same place in the two
-together.
+last shows in the inode. For the others, the copies (``x.log.2`` is the older one) and the file are
+together what the file was: so when the last bytes that were read no longer stand where they stood, they
+are looked for at the same place in all of them together. Where they are not found either, because more
+was cut between two looks than is kept, what the file still has is shown.
 
 Reads regular files only; never writes, never waits.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 BLOCK_BYTES = 64 << 10
@@ -25,13 +26,15 @@ READ_BYTES_MAX = 4 << 20
 LOST_LOOKS_MAX = 10
 """For how many looks a place that is in neither of the two may come up yet: the copy gets its name last."""
 CUTS_DURING_TAIL_MAX = 3
+COPIES_COUNT_MAX = 100
+"""Between two looks."""
 REMEMBERED_BYTES = 256
 """Of what was read last: enough to know the place again."""
 
 
-def rotated(path: Path) -> Path:
-    """Where the part before the last rotation is."""
-    return path.with_name(path.name + ".1")
+def rotated(path: Path, number: int = 1) -> Path:
+    """Where the part before the last rotation is, or the one before that (2), and so on."""
+    return path.with_name(f"{path.name}.{number}")
 
 
 def _count_lines(content: bytes) -> int:
@@ -80,6 +83,16 @@ def _identity(path: Path) -> object:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_across(parts: Sequence[int], size: int, at: int) -> bytes:
+    """From files that are seen as one, one after the other."""
+    found = b""
+    for fd in parts:
+        if len(found) < size:
+            found += os.pread(fd, size - len(found), at)
+        at = max(0, at - os.fstat(fd).st_size)
+    return found
 
 
 class Following:
@@ -167,34 +180,38 @@ class Following:
         return os.pread(self._fd, len(self._last), self._at - len(self._last)) == self._last
 
     def _after_a_cut(self) -> bytes:
-        """Go on in the copy and the file that is left, seen as one. The copy gets its name after the cut."""
-        with _opened(rotated(self.path)) as copy:
-            copied = 0 if copy is None else os.fstat(copy).st_size
-            which = _identity(rotated(self.path))
-            if copy is not None and which != self._copy and self._known_in(copy, copied):
-                rest = os.pread(copy, TAIL_BYTES_MAX, self._at)
-                self._at = max(0, self._at - copied)
+        """Go on in the new copies and the file that is left, seen as one. A copy gets its name last."""
+        assert self._fd is not None
+        latest = _identity(rotated(self.path))
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(_opened(path)) for path in self._copies_since()]
+            copies = [fd for fd in opened if fd is not None]
+            before = self._at - len(self._last)
+            if copies and _read_across([*copies, self._fd], len(self._last), before) == self._last:
+                rest = _read_across(copies, TAIL_BYTES_MAX, self._at)
+                self._at = max(0, self._at - sum(os.fstat(fd).st_size for fd in copies))
                 self._last = self._last[-self._at :] if self._at else b""
-                self._copy, self._lost_looks = which, 0
+                self._copy, self._lost_looks = latest, 0
                 return rest + self._forward()
         if self._still_there():  # another copy, but nothing was cut
-            self._copy = which
+            self._copy = latest
             return self._forward()
         self._lost_looks += 1
         if self._lost_looks < LOST_LOOKS_MAX:
             return b""
-        self._at, self._last, self._copy, self._lost_looks = 0, b"", which, 0
+        self._at, self._last, self._copy, self._lost_looks = 0, b"", latest, 0
         return self._forward()
 
-    def _known_in(self, copy: int, copied: int) -> bool:
-        """Whether copy and file, one after the other, have at our place what we read there."""
-        assert self._fd is not None
-        begin = self._at - len(self._last)
-        found = os.pread(copy, len(self._last), begin) if begin < copied else b""
-        rest = len(self._last) - len(found)
-        if rest:
-            found += os.pread(self._fd, rest, begin + len(found) - copied)
-        return found == self._last
+    def _copies_since(self) -> list[Path]:
+        """Those made after the one that we know, the oldest first."""
+        found: list[Path] = []
+        for number in range(1, COPIES_COUNT_MAX + 1):
+            path = rotated(self.path, number)
+            identity = _identity(path)
+            if identity is None or identity == self._copy:
+                break
+            found.insert(0, path)
+        return found
 
     def _renamed(self) -> bool:
         assert self._fd is not None
