@@ -124,10 +124,9 @@ def test_a_guard_without_workers(guard: FakeCommands) -> None:
 
 def test_tasks(guard: FakeCommands) -> None:
     assert procguard("tasks").stdout.splitlines() == [
-        "  TASK  WORKER",
-        "  t1    w0",
-        "  t2    w0",
-        "  t3    (nobody yet: in the queue)",
+        "  TASK  STATE     WORKER",
+        "  t1    assigned  w0",
+        "  t3    queued    nobody",
     ]
     assert json.loads(procguard("tasks", "--json").stdout)["queue"] == ["t3"]
 
