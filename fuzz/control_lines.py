@@ -56,7 +56,7 @@ class Nobody:
         return {"stdout": worker_id}
 
     def tasks(self) -> Mapping[str, Any]:
-        return {"tasks": {}, "queue": []}
+        return {"workers": {}, "queue": []}
 
     def events(self, after_seq: int | None, count_max: int) -> Sequence[Mapping[str, Any]]:
         return [{"seq": after_seq or 0, "count": count_max}]

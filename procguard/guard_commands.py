@@ -234,7 +234,7 @@ def tasks(*, config: str | None, socket: str | None, json_wanted: bool, timeout:
         _print_json(assigned)
         return
     rows = task_rows(assigned)
-    click.echo("\n".join(table([("TASK", "STATE", "WORKER"), *rows])) if rows else "No tasks")
+    click.echo("\n".join(table([("TASK", "WORKER"), *rows])) if rows else "No tasks")
 
 
 @click.command()

@@ -141,11 +141,16 @@ def _recovery(snapshot: Snapshot, now: float, width: int | None) -> list[Line]:
         text += f", attempt {chain['attempt']}{most}"
     if chain.get("started_at"):
         text += f", for {span(max(0.0, now - chain['started_at']))}"
-    if chain.get("step"):
-        text += f": {chain['step']}"
-    if chain.get("trouble"):
-        text += f" ({chain['trouble']})"
+    if steps := [_step(step) for step in chain.get("steps", ())]:
+        text += f": {' > '.join(steps)}"
+    if chain.get("text"):
+        text += f" ({chain['text']})"
     return _wrapped(text, width, Mood.BUSY)
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    marks = {"done": "{} done", "doing": "{} ..."}
+    return marks.get(str(step.get("state")), "{}").format(step.get("step", "?"))
 
 
 # --- the table
@@ -312,17 +317,11 @@ def what_changed(snapshot: Snapshot) -> object:
     return {"guard": snapshot.get("guard"), "workers": workers, "recovery": snapshot.get("recovery")}
 
 
-def task_rows(tasks: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Task, state and worker: the workers' tasks, then the queue, then what is done."""
-    known: Mapping[str, Mapping[str, Any]] = tasks.get("tasks", {})
-    queue = [task for task in tasks.get("queue", ()) if task in known]
-    done = [task for task, facts in known.items() if facts.get("state") == "completed"]
-    others = set(queue) | set(done)
-    at_work = sorted((t for t in known if t not in others), key=lambda t: str(known[t].get("worker_id")))
-    rows = [
-        (task, known[task].get("state"), known[task].get("worker_id")) for task in (*at_work, *queue, *done)
-    ]
-    return [(printable(str(a)), printable(str(b or "")), printable(str(c or "nobody"))) for a, b, c in rows]
+def task_rows(tasks: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Task and worker, worker by worker; last those that wait for one."""
+    assigned = [(str(task), worker) for worker, ids in tasks.get("workers", {}).items() for task in ids]
+    waiting = [(str(task), "(nobody yet: in the queue)") for task in tasks.get("queue", ())]
+    return [(printable(task), printable(str(worker))) for task, worker in (*assigned, *waiting)]
 
 
 def event_line(event: Mapping[str, Any]) -> str:

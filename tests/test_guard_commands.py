@@ -124,9 +124,10 @@ def test_a_guard_without_workers(guard: FakeCommands) -> None:
 
 def test_tasks(guard: FakeCommands) -> None:
     assert procguard("tasks").stdout.splitlines() == [
-        "  TASK  STATE     WORKER",
-        "  t1    assigned  w0",
-        "  t3    queued    nobody",
+        "  TASK  WORKER",
+        "  t1    w0",
+        "  t2    w0",
+        "  t3    (nobody yet: in the queue)",
     ]
     assert json.loads(procguard("tasks", "--json").stdout)["queue"] == ["t3"]
 

@@ -35,8 +35,11 @@ RECOVERY = {
     "attempt": 1,
     "max_attempts": 3,
     "started_at": NOW - 2.5,
-    "step": "stop",
-    "trouble": "",
+    "steps": [
+        {"step": "stop", "state": "done"},
+        {"step": "reassign", "state": "doing"},
+        {"step": "restart", "state": "to_do"},
+    ],
 }
 
 
@@ -56,7 +59,7 @@ def test_all_at_a_glance() -> None:
         "Guard 42: recovering, up for 2 h 3 min",
         "  /etc/g.yaml",
         "  5 workers: 1 running, 1 waiting, 1 gave up, 1 unhealthy, 1 stopped",
-        "  Recovering w1, attempt 1 of 3, for 2.5 s: stop",
+        "  Recovering w1, attempt 1 of 3, for 2.5 s: stop done > reassign ... > restart",
         "",
         "WORKER  STATE            FOR   PID  RESTARTS  TASKS   CPU   MEMORY  WHY, AND WHAT NEXT",
         "w0      running    2 h 3 min  4000    1 of 5      2  97 %  1.0 GiB  before that: killed by "
@@ -111,17 +114,6 @@ def test_a_guard_that_gave_up_says_why() -> None:
     assert lines[0] == "Guard 42: gave up: 3 recoveries in a row failed (exit code 3), up for 2 h 3 min"
 
 
-def test_a_chain_says_what_holds_it_up() -> None:
-    chain = {
-        **RECOVERY,
-        "step": "restart",
-        "trouble": "w1 does not start",
-        "max_attempts": None,
-    }
-    lines = shown(UP, recovery=chain)
-    assert lines[3] == "  Recovering w1, attempt 1, for 2.5 s: restart (w1 does not start)"
-
-
 def test_no_workers() -> None:
     assert shown()[-1] == "No workers: the configuration names none, or they are remote"
 
@@ -166,25 +158,9 @@ def test_amounts_and_ages_are_no_change() -> None:
     assert what_changed(before) != what_changed(snapshot(UP, WAITING, recovery=RECOVERY))
 
 
-def test_tasks_by_worker_then_the_queue_then_the_done() -> None:
-    known = {
-        "done": {"worker_id": "w0", "state": "completed"},
-        "q2": {"worker_id": None, "state": "queued"},
-        "b\x1b": {"worker_id": "w1", "state": "assigned"},
-        "a": {"worker_id": "w0", "state": "assigned"},
-        "q1": {"worker_id": None, "state": "queued"},
-    }
-    assert task_rows({"tasks": known, "queue": ["q1", "q2", "gone"]}) == [
-        ("a", "assigned", "w0"),
-        (r"b\x1b", "assigned", "w1"),
-        ("q1", "queued", "nobody"),
-        ("q2", "queued", "nobody"),
-        ("done", "completed", "w0"),
-    ]
-    assert task_rows({}) == []
-
-
-def test_an_event_is_a_line() -> None:
+def test_tasks_and_events() -> None:
+    rows = task_rows({"workers": {"w0": ["a", "b"], "w1": []}, "queue": ["c\x1b"]})
+    assert rows == [("a", "w0"), ("b", "w0"), (r"c\x1b", "(nobody yet: in the queue)")]
     line = event_line({"seq": 1, "at": STARTED_AT, "worker_id": "w0", "kind": "ended", "text": "exit\x1b 3"})
     assert line.endswith(r".000  w0  exit\x1b 3")
     assert event_line({"seq": 1, "kind": "recovery"}) == "?  -  recovery"

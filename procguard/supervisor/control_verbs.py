@@ -39,8 +39,8 @@ class Commands(Protocol):
         "exit_code"}, "workers": [{"worker_id", "state", "health", "reasons": [text], "pid", "started_at",
         "restarts", "max_restarts", "restart_window_s", "next_start_at", "last_exit": {"kind", "text", "at"}
         or null, "tasks": [id], "rss_bytes", "cpu_percent", "adopted"}], "recovery": null or {"failed":
-        [worker id], "stopped": [worker id], "step", "attempt", "max_attempts", "trouble",
-        "started_at"}}``; what is not known may be left out.
+        [worker id], "attempt", "max_attempts", "started_at", "steps": [{"step", "state":
+        "done|doing|to_do"}], "text"}}``; what is not known may be left out.
         """
         ...
 
@@ -65,10 +65,7 @@ class Commands(Protocol):
         ...
 
     def tasks(self) -> Mapping[str, Any]:
-        """``{"tasks": {task id: {"worker_id", "state", "payload"}}, "queue": [task id]}``.
-
-        ``state`` is ``assigned``, ``queued`` or ``completed``; the queue holds nobody's tasks in their order.
-        """
+        """``{"workers": {worker id: [task id]}, "queue": [task id]}``; the queue is nobody's."""
         ...
 
     def events(self, after_seq: int | None, count_max: int) -> Sequence[Mapping[str, Any]]:

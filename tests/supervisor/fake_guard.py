@@ -72,13 +72,7 @@ class FakeCommands:
         return self.paths
 
     def tasks(self) -> Mapping[str, Any]:
-        return {
-            "tasks": {
-                "t3": {"worker_id": None, "state": "queued", "payload": {}},
-                "t1": {"worker_id": "w0", "state": "assigned", "payload": {}},
-            },
-            "queue": ["t3"],
-        }
+        return {"workers": {"w0": ["t1", "t2"], "w1": []}, "queue": ["t3"]}
 
     def events(self, after_seq: int | None, count_max: int) -> Sequence[Mapping[str, Any]]:
         if after_seq is None:
