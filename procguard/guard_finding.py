@@ -21,6 +21,7 @@ import yaml
 
 from procguard.env import GUARD_SOCKET, guard_folders, parse_path
 from procguard.errors import GuardUnreachable, UsageError
+from procguard.supervisor.control_client import user_name
 from procguard.supervisor.control_socket import listener_pid, socket_places
 from procguard.supervisor.guard_register import Entry, running
 
@@ -124,12 +125,7 @@ def _state_file_in(config: Path) -> Path:
 
 
 def _user() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"uid {os.geteuid()}"
+    return user_name(os.geteuid())
 
 
 def guard_flags(command: Callable[..., Any]) -> Callable[..., Any]:
