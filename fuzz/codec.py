@@ -219,7 +219,7 @@ def decoders() -> dict[str, Decoder]:
     }
 
 
-TURNS = ("wire",) * 5 + ("guard",) * 2 + ("group", "link", "state", "control")
+TURNS = ("wire",) * 6 + ("guard",) * 2 + ("group", "link", "state", "control")
 """Whose turn input ``n`` is, by ``n`` modulo their number."""
 
 

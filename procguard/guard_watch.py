@@ -1,8 +1,8 @@
 """``procguard status --watch`` of a guard: a picture that stays on the screen, or a snapshot for each change.
 
 On a terminal it is drawn on the alternate screen, so that Ctrl-C leaves the shell as it was. Without one, or
-with ``--json``, the picture is printed each time when more has changed than ages and amounts. A guard that is away is said, with since when, and asked again: it may be starting
-anew.
+with ``--json``, the picture is printed each time when more has changed than ages and amounts. A guard that
+is away is said, with since when, and asked again: it may be starting anew.
 
 rich is imported here alone, and only when it is used.
 """
