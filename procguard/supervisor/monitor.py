@@ -23,7 +23,9 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -55,6 +57,9 @@ __all__ = ["HealthStatus", "ProcessMonitor"]
 _log = logging.getLogger(__name__)
 
 REFUSALS_LOG_INTERVAL_S = 1.0
+UNCLAIMED_MAX = 64
+"""Datagrams of processes that may belong to a worker of whose start we have not heard yet."""
+UNCLAIMED_S = 5.0
 STALL_S_MIN = 0.5
 STALL_PART_OF_TIMEOUT = 0.25
 """The monitor is stalled when it wakes so late, as a part of the heartbeat timeout."""
@@ -75,6 +80,15 @@ class Processes(Protocol):
 
     def tail(self, worker_id: str, bytes_max: int = ..., stream: Any = ...) -> bytes | str:
         """The end of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unclaimed:
+    """What a process has said that belongs to no worker so far, with the processes it descends from."""
+
+    at: float
+    datagram: Datagram
+    lineage: tuple[int, ...]
 
 
 class ProcessMonitor:
@@ -143,6 +157,7 @@ class ProcessMonitor:
         self._running: _Running | None = None
         self._starting = threading.Lock()
         self._subscribed = False
+        self._unclaimed: deque[_Unclaimed] = deque(maxlen=UNCLAIMED_MAX)
         self._refusals_logged_at = float("-inf")
         self._refused = 0
         configs = worker_configs.values() if isinstance(worker_configs, Mapping) else worker_configs
@@ -224,18 +239,20 @@ class ProcessMonitor:
             calls = FailureCalls(self._reports, self._stderr_tail)
             calls.callback = self._callback
             try:
-                running = self._running = _Running(self._state_dir, calls, UrlChecks(self._post))
+                running = _Running(self._state_dir, calls, UrlChecks(self._post))
             except BaseException:
                 calls.close()
                 raise
+            self._running = running
             with self._lock:
                 for watched in self._watched.values():
                     self._attach(watched, self._pid_of(watched))
-            self._follow_processes()
             running.thread = threading.Thread(
                 target=self._watch, args=(running,), name="procguard-monitor", daemon=True
             )
             running.thread.start()
+            self._follow_processes()
+            running.wake()
 
     def stop(self) -> None:
         """Watch no longer. A failure callback that is running is not waited for; no other begins."""
@@ -397,24 +414,42 @@ class ProcessMonitor:
         for datagram in datagrams:
             worker_id = probes.owner_of(datagram.pid, self._worker_of_pid)
             if worker_id is None:
-                self._refuse(datagram.pid, now)
-                continue
-            watched = self._watched[worker_id]
-            if watched.take_in(datagram):
-                names = ", ".join(datagram.unheeded)
-                _log.info("%s said %s on NOTIFY_SOCKET, of which no notice is taken", worker_id, names)
-            for event in datagram.events:
-                self._step(worker_id, event, now)
+                self._refuse(datagram, now)
+            else:
+                self._heed(worker_id, datagram, now)
 
-    def _refuse(self, pid: int, now: float) -> None:
+    def _heed(self, worker_id: str, datagram: Datagram, now: float) -> None:
+        if self._watched[worker_id].take_in(datagram):
+            names = ", ".join(datagram.unheeded)
+            _log.info("%s said %s on NOTIFY_SOCKET, of which no notice is taken", worker_id, names)
+        for event in datagram.events:
+            self._step(worker_id, event, now)
+
+    def _refuse(self, datagram: Datagram, now: float) -> None:
+        """A worker may be faster than the word of its start: what it has said is kept for a moment."""
+        if any(watched.pid == datagram.pid for watched in self._watched.values()):
+            return  # the last words of one that has ended
+        self._unclaimed.append(_Unclaimed(now, datagram, probes.lineage(datagram.pid)))
         self._refused += 1
         if now - self._refusals_logged_at >= REFUSALS_LOG_INTERVAL_S:
             _log.warning(
-                "NOTIFY_SOCKET: process %d belongs to no worker, its word is dropped (%d so far)",
-                pid,
+                "NOTIFY_SOCKET: process %d belongs to no worker; its word is dropped, unless it turns out to be "
+                "one's within %g s (%d such words so far)",
+                datagram.pid,
+                UNCLAIMED_S,
                 self._refused,
             )
             self._refusals_logged_at = now
+
+    def _claim(self, worker_id: str, pid: int, now: float) -> None:
+        unclaimed, self._unclaimed = self._unclaimed, deque(maxlen=UNCLAIMED_MAX)
+        for each in unclaimed:
+            if each.at < now - UNCLAIMED_S:
+                continue
+            if pid in each.lineage:
+                self._heed(worker_id, each.datagram, max(each.at, now))
+            else:
+                self._unclaimed.append(each)
 
     # --- lives ---
 
@@ -430,6 +465,7 @@ class ProcessMonitor:
             self._worker_of_pid[pid] = worker_id
             if self._running is not None:
                 self._attach(watched, pid)
+            self._claim(worker_id, pid, now)
 
     def _ended(self, worker_id: str, ending: endings.Ending, now: float) -> None:
         watched = self._watched[worker_id]
@@ -451,6 +487,8 @@ class ProcessMonitor:
             self._post(watched.config.worker_id, endings.of_pid(pid))
 
     def _pidfd_ended(self, pidfd: int, now: float) -> None:
+        if not _has_ended(pidfd):
+            return  # it was ready when it was another process's, which has been let go since
         for worker_id, watched in self._watched.items():
             if watched.pidfd == pidfd and (pid := self._pid_of(watched)) is not None:
                 self._ended(worker_id, endings.of_pid(pid, pidfd), now)
@@ -486,7 +524,10 @@ class ProcessMonitor:
         watched = self._watched[worker_id]
         match effect:
             case Sample():
-                self._step(worker_id, Sampled(watched.sample(effect.whole_tree), effect.whole_tree), now)
+                usage = watched.sample(effect.whole_tree)
+                for answer in self._ward.step(worker_id, Sampled(usage, effect.whole_tree), now):
+                    self._perform(worker_id, answer, now)
+                return
             case AskUrl() if self._running is not None and watched.config.health_check_url is not None:
                 timeout_s = watched.config.health_check_timeout
                 url = watched.config.health_check_url
@@ -561,6 +602,12 @@ class _Running:
         self.notify.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 def _worker_id(config: WorkerConfig | Mapping[str, Any]) -> str:

@@ -101,8 +101,9 @@ class Story:
                     self.questions.append(effect.number)
                 case Sample():
                     self.looks[effect.whole_tree] += 1
-                    usage = self.root
+                    usage = Usage(self.root.cpu_s, self.root.memory_bytes)
                     if effect.whole_tree:
+                        usage = self.root
                         cpu_s = usage.cpu_s + self.children.cpu_s
                         memory = usage.memory_bytes + self.children.memory_bytes
                         usage = Usage(cpu_s, memory, usage.output)
@@ -300,6 +301,11 @@ def test_memory_at_the_threshold_is_not_idle() -> None:
 
 def test_output_is_a_sign_of_life() -> None:
     assert Story().advance(1000.0, writes=True).causes == []
+
+
+def test_who_fell_silent_after_its_last_output_is_found() -> None:
+    story = Story().advance(1000.0, writes=True).advance(26.0)
+    assert story.causes == [Cause.IDLE]
 
 
 def test_a_moment_of_work_begins_the_idle_time_anew() -> None:
