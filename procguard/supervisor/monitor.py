@@ -66,6 +66,7 @@ STALL_PART_OF_TIMEOUT = 0.25
 PAUSE_AFTER_BUG_S = 1.0
 JOIN_S = 5.0
 
+_Word: TypeAlias = Event | endings.Beginning | endings.Ending
 StatusCallback: TypeAlias = Callable[[str, HealthStatus, "tuple[str, ...]"], object]
 
 
@@ -73,10 +74,10 @@ class Processes(Protocol):
     """What the monitor needs of a process manager."""
 
     def subscribe(self, callback: Callable[[Any], None], /) -> object:
-        """Call back for each start (has a ``pid``) and each end (has an ``exit``) of a worker."""
+        """Call back for each ``WorkerStarted``, ``WorkerEnded`` and whatever else there is to tell."""
 
     def statuses(self) -> Mapping[str, Any]:
-        """Of each worker something that has its ``pid``."""
+        """Of each worker a mapping, or what is read like one, with ``pid`` and ``started_at``."""
 
     def tail(self, worker_id: str, bytes_max: int = ..., stream: Any = ...) -> bytes | str:
         """The end of its output."""
@@ -147,7 +148,7 @@ class ProcessMonitor:
 
         self._inbox_lock = threading.Lock()
         """Held for moments only: the process manager's loop takes it."""
-        self._inbox: list[tuple[float, str, Event | endings.Ending]] = []
+        self._inbox: list[tuple[float, str, _Word]] = []
         self._beats: dict[str, float] = {}
         self._beating: set[str] = set()
         """Workers whose next beat needs no wake: they have a deadline already."""
@@ -189,7 +190,7 @@ class ProcessMonitor:
                     self._watched[worker_id] = Watched(checked)
                     self._ward.add(worker_id, rules)
             if pid is not None:
-                self._started(worker_id, pid, self._clock())
+                self._started(worker_id, endings.Beginning(pid), self._clock())
         self._wake()
 
     def unregister_worker(self, worker_id: str) -> bool:
@@ -313,11 +314,11 @@ class ProcessMonitor:
             self._processes.subscribe(self._on_worker_event)
             self._subscribed = True
         for worker_id, status in self._processes.statuses().items():
-            pid = status["pid"] if isinstance(status, Mapping) else getattr(status, "pid", None)
+            pid, at = status["pid"], status["started_at"]
             with self._inbox_lock:
                 # Of one that has started or ended since we subscribed, the event knows better.
                 if pid and worker_id not in self._heard_of:
-                    self._inbox.append((self._clock(), worker_id, Started(pid)))
+                    self._inbox.append((self._clock(), worker_id, endings.Beginning(pid, at)))
 
     def _on_worker_event(self, event: Any) -> None:
         """Called on the process manager's loop."""
@@ -329,7 +330,7 @@ class ProcessMonitor:
             self._inbox.append((self._clock(), event.worker_id, word))
         self._wake()
 
-    def _post(self, worker_id: str, event: Event | endings.Ending) -> None:
+    def _post(self, worker_id: str, event: _Word) -> None:
         with self._inbox_lock:
             self._inbox.append((self._clock(), worker_id, event))
         self._wake()
@@ -393,15 +394,15 @@ class ProcessMonitor:
         """All that others have put into the inbox, each at its own time: a beat of the life before never
         counts for the one that has begun since."""
         with self._inbox_lock:
-            events: list[tuple[float, str, Event | endings.Ending]]
+            events: list[tuple[float, str, _Word]]
             events, self._inbox = self._inbox, []
             events += [(at, worker_id, Beat()) for worker_id, at in self._beats.items()]
             self._beats = {}
         for at, worker_id, event in sorted(events, key=lambda each: each[0]):
             if worker_id not in self._watched:
                 continue
-            if isinstance(event, Started):
-                self._started(worker_id, event.pid, at)
+            if isinstance(event, endings.Beginning):
+                self._started(worker_id, event, at)
             elif isinstance(event, endings.Ending):
                 self._ended(worker_id, event, at)
             else:
@@ -433,8 +434,8 @@ class ProcessMonitor:
         self._refused += 1
         if now - self._refusals_logged_at >= REFUSALS_LOG_INTERVAL_S:
             _log.warning(
-                "NOTIFY_SOCKET: process %d belongs to no worker; its word is dropped, unless it turns out to be "
-                "one's within %g s (%d such words so far)",
+                "NOTIFY_SOCKET: process %d belongs to no worker; its word is dropped, "
+                "unless it turns out to be one's within %g s (%d such words so far)",
                 datagram.pid,
                 UNCLAIMED_S,
                 self._refused,
@@ -453,19 +454,17 @@ class ProcessMonitor:
 
     # --- lives ---
 
-    def _started(self, worker_id: str, pid: int | None, now: float) -> None:
-        watched = self._watched[worker_id]
-        if pid is not None and pid == self._pid_of(watched):
+    def _started(self, worker_id: str, beginning: endings.Beginning, now: float) -> None:
+        watched, pid = self._watched[worker_id], beginning.pid
+        if pid == self._pid_of(watched):
             return  # heard twice
         self._let_go(watched)
-        watched.begin(pid, self._wall_clock())
+        watched.begin(pid, self._wall_clock() if beginning.at is None else beginning.at)
         self._beating.discard(worker_id)
         self._step(worker_id, Started(pid), now)
-        if pid is not None:
-            self._worker_of_pid[pid] = worker_id
-            if self._running is not None:
-                self._attach(watched, pid)
-            self._claim(worker_id, pid, now)
+        self._worker_of_pid[pid] = worker_id
+        self._attach(watched, pid)
+        self._claim(worker_id, pid, now)
 
     def _ended(self, worker_id: str, ending: endings.Ending, now: float) -> None:
         watched = self._watched[worker_id]

@@ -9,8 +9,8 @@ from enum import Enum
 
 import pytest
 
-from procguard.supervisor.endings import Ending, of_pid, of_worker_event
-from procguard.supervisor.health_words import Ended, Started
+from procguard.supervisor.endings import Beginning, Ending, of_pid, of_worker_event
+from procguard.supervisor.health_words import Ended
 from procguard.supervisor.probes import family, state_letter
 from tests.supervisor.processes import WAIT, process, until
 
@@ -39,6 +39,14 @@ class Exit:
 class WorkerStarted:
     worker_id: str
     pid: int
+    at: float
+
+
+@dataclass(frozen=True)
+class WorkerUnkillable:
+    worker_id: str
+    pid: int
+    at: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class WorkerEnded:
 @pytest.mark.parametrize("kind", ExitKind)
 def test_only_what_is_its_own_fault_is_a_failure(kind: ExitKind) -> None:
     ending = of_worker_event(WorkerEnded("w", Exit(kind)))
-    no_fault = kind in (ExitKind.CLEAN, ExitKind.OPERATOR, ExitKind.WATCHDOG)
+    no_fault = kind in (ExitKind.CLEAN, ExitKind.OPERATOR, ExitKind.WATCHDOG, ExitKind.UNKILLABLE)
     assert isinstance(ending, Ending)
     assert ending.event == Ended(not no_fault, "so it ended")
     assert ending.exit is not None
@@ -58,7 +66,8 @@ def test_only_what_is_its_own_fault_is_a_failure(kind: ExitKind) -> None:
 
 
 def test_a_start_and_what_is_neither() -> None:
-    assert of_worker_event(WorkerStarted("w", 7)) == Started(7)
+    assert of_worker_event(WorkerStarted("w", 7, 1.5)) == Beginning(7, 1.5)
+    assert of_worker_event(WorkerUnkillable("w", 7, 1.5)) is None
     assert of_worker_event(object()) is None
 
 

@@ -84,22 +84,17 @@ class WorkerEnded:
 
 
 @dataclass
-class Status:
-    pid: int | None
-
-
-@dataclass
 class FakeProcesses:
     """A process manager whose events are told by the test."""
 
-    running: dict[str, Status] = field(default_factory=dict)
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
     subscribers: list[Callable[[Any], None]] = field(default_factory=list)
     stderr: bytes = b""
 
     def subscribe(self, callback: Callable[[Any], None], /) -> None:
         self.subscribers.append(callback)
 
-    def statuses(self) -> dict[str, Status]:
+    def statuses(self) -> dict[str, dict[str, Any]]:
         return self.running
 
     def tail(self, worker_id: str, bytes_max: int = 0, stream: str = "") -> bytes:
@@ -110,6 +105,10 @@ class FakeProcesses:
     def tell(self, event: object) -> None:
         for subscriber in self.subscribers:
             subscriber(event)
+
+
+def status(pid: int | None) -> dict[str, Any]:
+    return {"pid": pid, "started_at": 1.5 if pid else None}
 
 
 # --- deaths ---
@@ -172,7 +171,7 @@ def test_who_is_watched_no_longer_fails_no_longer() -> None:
 
 
 def test_the_process_manager_tells_of_starts_and_ends() -> None:
-    processes = FakeProcesses(running={"adopted": Status(os.getpid()), "idle": Status(None)})
+    processes = FakeProcesses(running={"adopted": status(os.getpid()), "idle": status(None)})
     with watching(process_manager=processes) as seen:
         for worker_id in ("adopted", "idle", "w"):
             seen.monitor.register_worker(worker_id)
@@ -198,9 +197,9 @@ def test_the_process_manager_tells_of_starts_and_ends() -> None:
 
 def test_an_event_knows_better_than_a_list_that_is_older() -> None:
     class Racing(FakeProcesses):
-        def statuses(self) -> dict[str, Status]:
+        def statuses(self) -> dict[str, dict[str, Any]]:
             self.tell(WorkerEnded("w", Exit("error", "exit code 3")))
-            return {"w": Status(os.getpid())}
+            return {"w": status(os.getpid())}
 
     with watching(WorkerConfig(worker_id="w", command="x"), process_manager=Racing()) as seen:
         seen.until_failed("w")
@@ -381,11 +380,30 @@ def test_what_is_unheeded_is_said_once(caplog: pytest.LogCaptureFixture) -> None
         assert caplog.text.count("said MAINPID on NOTIFY_SOCKET") == 1
 
 
-def test_a_worker_that_is_faster_than_the_word_of_its_start(caplog: pytest.LogCaptureFixture) -> None:
+SPEAKS_THROUGH_A_CHILD = """
+reading, writing = os.pipe()
+if os.fork() == 0:
+    say('READY=1')
+    os.read(reading, 1)
+    os._exit(0)
+sys.stdin.readline()
+os.write(writing, b'.')
+os.wait()
+print('gone', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_that_is_faster_than_the_word_of_its_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its child has spoken for it, and is gone when the worker becomes known."""
-    program = "import os\nif os.fork() == 0: say('READY=1'); os._exit(0)\nos.wait(); sys.stdin.read()"
-    with watching() as seen, telling(seen, program) as worker, process(WAIT) as other:
+    log = tmp_path / "log"
+    with watching() as seen, telling(seen, SPEAKS_THROUGH_A_CHILD, log) as worker, process(WAIT) as other:
         until(lambda: "belongs to no worker" in caplog.text)
+        worker.stdin.write(b"\n")
+        worker.stdin.flush()
+        until(lambda: log.read_text() == "gone\n")
         seen.monitor.register_worker("other", {"pid": other.pid, "worker_type": "notify"})
         seen.monitor.register_worker("w", {"pid": worker.pid, "worker_type": "notify"})
         seen.until_status("w", HealthStatus.HEALTHY)
