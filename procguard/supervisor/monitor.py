@@ -143,6 +143,8 @@ class ProcessMonitor:
         self._ward = Ward()
         self._watched: dict[str, Watched] = {}
         self._worker_of_pid: dict[int, str] = {}
+        self._early: dict[str, tuple[float, _Word]] = {}
+        """The last start or end of workers that are not registered here, or not yet."""
         self._failed: list[Case] = []
         self._changed: dict[str, HealthStatus] = {}
 
@@ -186,9 +188,14 @@ class ProcessMonitor:
                 checked = checked_config(worker_id, given)
                 rules = self._settings.rules(checked)
                 if known is None or checked != known.config:
+                    life = known.life() if known is not None else None
                     self._forget(worker_id)
                     self._watched[worker_id] = Watched(checked)
                     self._ward.add(worker_id, rules)
+                    if life is not None:
+                        self._started(worker_id, life, self._clock())
+            if known is None and (early := self._early.pop(worker_id, None)) is not None:
+                self._take(worker_id, early[1], early[0])
             if pid is not None:
                 self._started(worker_id, endings.Beginning(pid), self._clock())
         self._wake()
@@ -197,6 +204,7 @@ class ProcessMonitor:
         """Watch it no longer; returns whether it was watched."""
         with self._lock:
             known = worker_id in self._watched
+            self._early.pop(worker_id, None)
             self._forget(worker_id)
         self._reports.forget(worker_id)
         return known
@@ -399,16 +407,20 @@ class ProcessMonitor:
             events += [(at, worker_id, Beat()) for worker_id, at in self._beats.items()]
             self._beats = {}
         for at, worker_id, event in sorted(events, key=lambda each: each[0]):
-            if worker_id not in self._watched:
-                continue
-            if isinstance(event, endings.Beginning):
-                self._started(worker_id, event, at)
-            elif isinstance(event, endings.Ending):
-                self._ended(worker_id, event, at)
-            else:
-                if isinstance(event, Beat):
-                    self._beating.add(worker_id)
-                self._step(worker_id, event, at)
+            if worker_id in self._watched:
+                self._take(worker_id, event, at)
+            elif isinstance(event, (endings.Beginning, endings.Ending)):
+                self._early[worker_id] = (at, event)
+
+    def _take(self, worker_id: str, event: _Word, at: float) -> None:
+        if isinstance(event, endings.Beginning):
+            self._started(worker_id, event, at)
+        elif isinstance(event, endings.Ending):
+            self._ended(worker_id, event, at)
+        else:
+            if isinstance(event, Beat):
+                self._beating.add(worker_id)
+            self._step(worker_id, event, at)
 
     def _hear(self, datagrams: list[Datagram], now: float) -> None:
         self._take_in()  # a start that we have not heard of yet makes its datagrams a stranger's

@@ -58,6 +58,12 @@ class Watched:
         self._stack_signals.clear()
         self._lives.append({"pid": pid, "started_at": at, "ended_at": None, "text": None})
 
+    def life(self) -> endings.Beginning | None:
+        """The process that runs, and since when."""
+        if not self.alive or self.pid is None:
+            return None
+        return endings.Beginning(self.pid, self._lives[-1]["started_at"])
+
     def end(self, ending: endings.Ending, at: float) -> None:
         """Its process has ended."""
         self.alive, self._exit = False, ending.exit

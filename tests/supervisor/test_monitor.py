@@ -158,6 +158,17 @@ def test_workers_registered_before_the_start_are_watched_after_it() -> None:
         monitor.stop()
 
 
+def test_new_settings_do_not_lose_a_running_process() -> None:
+    with watching() as seen, process(WAIT) as worker:
+        seen.monitor.register_worker("w", {"pid": worker.pid})
+        seen.monitor.register_worker("w", {"start_period": 5, "worker_type": "notify"})
+        assert seen.monitor.get_status("w") is HealthStatus.STARTING
+        seen.monitor.register_worker("w", {})
+        assert seen.monitor.get_status("w") is HealthStatus.STARTING
+        worker.kill()
+        seen.until_failed("w")
+
+
 def test_who_is_watched_no_longer_fails_no_longer() -> None:
     with watching() as seen, process(WAIT) as worker, process(WAIT) as other:
         seen.monitor.register_worker("w", {"pid": worker.pid})
@@ -193,6 +204,21 @@ def test_the_process_manager_tells_of_starts_and_ends() -> None:
         assert [status.value for worker_id, status in seen.changes if worker_id == "w"] == [
             *("healthy", "dead", "healthy", "stopped")
         ]
+
+
+def test_who_is_registered_after_its_start_is_known_to_run_and_after_its_end_to_have_ended() -> None:
+    processes = FakeProcesses()
+    with watching(process_manager=processes) as seen:
+        seen.monitor.register_worker("first")
+        processes.tell(WorkerStarted("w", os.getpid()))
+        processes.tell(WorkerStarted("gone", os.getpid()))
+        processes.tell(WorkerEnded("gone", Exit("error", "exit code 1")))
+        processes.tell(WorkerStarted("first", os.getppid()))
+        seen.until_status("first", HealthStatus.HEALTHY)  # so the others have been taken in too
+        seen.monitor.register_worker("w")
+        assert seen.monitor.get_status("w") is HealthStatus.HEALTHY
+        seen.monitor.register_worker("gone")
+        seen.until_failed("gone")
 
 
 def test_an_event_knows_better_than_a_list_that_is_older() -> None:
