@@ -514,6 +514,7 @@ def test_a_hang_is_reported_with_its_stacks(tmp_path: Path, monkeypatch: pytest.
     ):
         seen.monitor.register_worker("w", {"pid": worker.pid})
         seen.until_failed("w")
+        until(lambda: seen.monitor.report("w"))
         report = seen.monitor.report("w") or {}
         assert (report["cause"], report["stacks_by"]) == ("no_heartbeat", "faulthandler")
         assert "the_place_where_it_hangs" in report["stacks"]
