@@ -129,7 +129,7 @@ class Patient:
                 self._begin(now)
                 return ()
             case Ended():
-                return self._end(event)
+                return self._end(event, now)
             case Beat():
                 return self._beat(now)
         return self._step_alive(event, now) if self._alive else ()  # else word of a life that is over
@@ -179,14 +179,17 @@ class Patient:
         """Nothing waits for the end of the start period any more."""
         self._extended_until = -math.inf
         self._idle = Idleness(rules)
-        self._url = UrlPatience(rules.url, now) if rules.url and now is not None else None
+        asked = self._url.number if self._url is not None else 0
+        self._url = UrlPatience(rules.url, now, asked) if rules.url and now is not None else None
         samples = rules.idle_fails and self._alive and self.pid is not None
         self._sample_due = self._grid(self._start_until) if samples else None
 
-    def _end(self, event: Ended) -> tuple[Effect, ...]:
+    def _end(self, event: Ended, now: float) -> tuple[Effect, ...]:
         if not self._alive and self.started_at is not None:
             return ()
         self._alive = False
+        if self.started_at is None:
+            self.started_at = now  # before we came
         if not event.failed:
             self._stopped, self.verdict = True, None
             return ()

@@ -42,8 +42,8 @@ class FailureReports:
         """Keep a report; ``at`` is in Unix seconds. Returns where it stands, if in a file."""
         time = datetime.fromtimestamp(at, timezone.utc)
         whole = {"version": VERSION, "worker_id": worker_id, "at": at, "time": time.isoformat(), **report}
-        self._newest[worker_id] = whole
         if self._directory is None:
+            self._newest[worker_id] = whole
             return None
         path = self._directory / f"{time:%Y%m%dT%H%M%S.%fZ}-{worker_id}{_SUFFIX}"
         try:
@@ -52,10 +52,12 @@ class FailureReports:
                 self._files = deque(self._paths())
             _write(path, json.dumps(whole).encode())
             self._files.append(path)
+            self._newest.pop(worker_id, None)  # what is in a file need not be kept in memory
             while len(self._files) > self._count_max:
                 self._files.popleft().unlink(missing_ok=True)
         except OSError as error:
             self._files = None  # somebody may have cleaned up
+            self._newest[worker_id] = whole
             _log.warning("The report on %s's failure is lost: %s: %s", worker_id, path, error.strerror)
             return None
         return path

@@ -428,6 +428,13 @@ def test_no_answer_in_time_is_a_failure_and_its_late_answer_is_nothing() -> None
     assert story.advance(3.0).questions == [1, 2, 3]
 
 
+def test_a_late_answer_to_the_life_before_is_nothing() -> None:
+    story = asked(Story(SERVER)).tell(UrlBegun(1), Ended(True, "exit code 1"), Started(78), Tick())
+    assert story.questions == [1, 2]
+    assert story.tell(UrlBegun(2), UrlAnswered(1, True, "HTTP status 200")).status is HealthStatus.STARTING
+    assert story.tell(UrlAnswered(2, True, "HTTP status 200")).status is HealthStatus.HEALTHY
+
+
 def test_a_question_whose_asker_never_comes_back_fails_again_and_again() -> None:
     story = asked(Story(SERVER)).answer(True).advance(5.0).tell(UrlBegun(2)).advance(60.0)
     assert story.causes == [Cause.URL_FAILS]

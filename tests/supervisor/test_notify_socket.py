@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from procguard.errors import StateError
 from procguard.supervisor.health_words import (
@@ -25,6 +27,7 @@ from procguard.supervisor.notify_socket import (
     DATAGRAM_BYTES_MAX,
     DATAGRAMS_PER_WAKE_MAX,
     PATH_BYTES_MAX,
+    STATUS_CHARACTERS_MAX,
     Datagram,
     NotifySocket,
     parse,
@@ -78,6 +81,35 @@ def test_what_a_datagram_means(content: bytes, events: tuple[Event, ...]) -> Non
 def test_what_else_a_datagram_may_say() -> None:
     content = b"STATUS=step 7 of 9\nMAINPID=1\nFDSTORE=1\nX_PROCGUARD_STACK_SIGNAL=44\nX_OTHER=5"
     assert parse(content, 7) == Datagram(7, (Spoke(),), "step 7 of 9", 44, ("MAINPID", "FDSTORE"))
+
+
+def test_a_status_steers_no_terminal() -> None:
+    said = parse(b"STATUS=\x1b[2J\x07step\x0b7 \xff" + b"x" * 1000, 7).status
+    assert said is not None
+    assert said.startswith("?[2J?step")
+    assert said.isprintable()
+    assert len(said) <= STATUS_CHARACTERS_MAX
+
+
+LINES = st.sampled_from(
+    [
+        *(b"READY=", b"WATCHDOG=", b"WATCHDOG_USEC=", b"EXTEND_TIMEOUT_USEC=", b"STOPPING=", b"STATUS="),
+        *(b"MAINPID=", b"FDSTORE=", b"X_PROCGUARD_STACK_SIGNAL=", b"1", b"trigger", b"99999999999", b"\n"),
+        *(b"\0", b"=", b"\xff", "\N{SUPERSCRIPT TWO}".encode(), b"-", b" "),
+    ]
+)
+
+
+@given(st.one_of(st.binary(max_size=200), st.lists(LINES, max_size=20).map(b"".join)))
+def test_whatever_is_sent_is_understood_or_left_out(content: bytes) -> None:
+    said = parse(content, 7)
+    for event in said.events:
+        if isinstance(event, Extended):
+            assert 0 <= event.extra_s <= 86_400
+        if isinstance(event, BeatTimeout):
+            assert 0 < event.timeout_s <= 86_400
+    assert said.status is None or said.status.isprintable()
+    assert said.stack_signal is None or said.stack_signal >= 0
 
 
 def test_the_kernel_says_who_has_sent_it(notify: NotifySocket) -> None:

@@ -65,6 +65,9 @@ def test_a_place_that_cannot_be_written_costs_the_file_alone(
     reports = FailureReports(tmp_path / "failures")
     assert reports.add("w", 1.0, {}) is None
     assert (reports.newest("w") or {})["at"] == 1.0
+    (tmp_path / "failures").unlink()
+    assert reports.add("w", 2.0, {}) is not None
+    assert (reports.newest("w") or {})["at"] == 2.0
     assert "The report on w's failure is lost" in caplog.text
 
 

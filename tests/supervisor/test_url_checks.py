@@ -166,6 +166,27 @@ def test_many_are_asked_at_once_and_no_more_than_there_are_threads() -> None:
     until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
 
 
+def test_a_question_that_waits_is_replaced_by_the_next_of_the_same_worker() -> None:
+    answers, free = Answers(), threading.Event()
+
+    def wait(connection: socket.socket, _: bytes) -> None:
+        free.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    checks = UrlChecks(answers, threads_max=1)
+    with server(wait) as url:
+        checks.ask("a", 1, url, 30.0)
+        until(lambda: answers.begun == ["a"])
+        for number in range(100):
+            checks.ask("b", number, url, 30.0)
+        free.set()
+        until(lambda: len(answers.answered) == 2)
+        assert answers.begun == ["a", "b"]
+        assert answers.answered["b"].number == 99
+    checks.close()
+    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+
+
 def test_one_after_the_other_needs_one_thread() -> None:
     answers = Answers()
     checks = UrlChecks(answers)
