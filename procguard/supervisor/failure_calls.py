@@ -56,12 +56,17 @@ class FailureCalls:
     Args:
         reports: where the reports go.
         stderr_tail: the last so many bytes of a worker's stderr, as text.
+        still_failed: asked right before the call, for a case may have waited for a recovery that has
+            started its worker anew: then there is nothing to recover, only to report.
     """
 
-    def __init__(self, reports: FailureReports, stderr_tail: StderrTail) -> None:
+    def __init__(
+        self, reports: FailureReports, stderr_tail: StderrTail, still_failed: Callable[[Case], bool]
+    ) -> None:
         self.callback: FailureCallback | None = None
         self._reports = reports
         self._stderr_tail = stderr_tail
+        self._still_failed = still_failed
         self._waiting: dict[str, Case] = {}
         self._unwritten: deque[_Evidence] = deque(maxlen=REPORTS_WAITING_MAX)
         self._changed = threading.Condition()
@@ -101,8 +106,9 @@ class FailureCalls:
             except Exception:  # noqa: BLE001  # it is not the cure: the log hears of it, the recovery goes on
                 _log.exception("No report on the failure of %s", ", ".join(case.worker_id for case in cases))
             try:
-                if self.callback is not None:
-                    self.callback([case.worker_id for case in cases])
+                failed = [case.worker_id for case in cases if self._still_failed(case)]
+                if failed and self.callback is not None:
+                    self.callback(failed)
             except Exception:  # noqa: BLE001  # theirs: the watching goes on, and the log hears of it
                 _log.exception("The failure callback raised")
 

@@ -64,6 +64,8 @@ STALL_S_MIN = 0.5
 STALL_PART_OF_TIMEOUT = 0.25
 """The monitor is stalled when it wakes so late, as a part of the heartbeat timeout."""
 PAUSE_AFTER_BUG_S = 1.0
+STOPPING = "stopping"
+"""The state of a worker that has been told to end."""
 JOIN_S = 5.0
 
 _Word: TypeAlias = Event | endings.Beginning | endings.Ending
@@ -77,7 +79,7 @@ class Processes(Protocol):
         """Call back for each ``WorkerStarted``, ``WorkerEnded`` and whatever else there is to tell."""
 
     def statuses(self) -> Mapping[str, Any]:
-        """Of each worker a mapping, or what is read like one, with ``pid`` and ``started_at``."""
+        """Of each worker a mapping, or what is read like one, with ``pid``, ``started_at``, ``state``."""
 
     def tail(self, worker_id: str, bytes_max: int = ..., stream: Any = ...) -> bytes | str:
         """The end of its output."""
@@ -245,7 +247,7 @@ class ProcessMonitor:
                 return
             for sentence in probes.blind_spots():
                 _log.warning("%s", sentence)
-            calls = FailureCalls(self._reports, self._stderr_tail)
+            calls = FailureCalls(self._reports, self._stderr_tail, self._still_failed)
             calls.callback = self._callback
             try:
                 running = _Running(self._state_dir, calls, UrlChecks(self._post))
@@ -384,7 +386,9 @@ class ProcessMonitor:
             failed, self._failed = self._failed, []
             changed, self._changed = self._changed, {}
             reasons = {worker_id: tuple(self.get_reasons(worker_id)) for worker_id in changed}
-        if failed:
+        if failed := [
+            case for case in failed if not (case.verdict.hung and self._is_stopping(case.worker_id))
+        ]:
             running.calls.post(failed)
         self._tell_changes(changed, reasons)
         return now
@@ -550,6 +554,20 @@ class ProcessMonitor:
             case Recovered():
                 _log.info("%s is well again", worker_id)
         self._note_change(worker_id, now)
+
+    def _is_stopping(self, worker_id: str) -> bool:
+        """We are stopping it: that it neither beats nor answers meanwhile is no failure."""
+        if self._processes is None:
+            return False
+        status = self._processes.statuses().get(worker_id)
+        return status is not None and status["state"] == STOPPING
+
+    def _still_failed(self, case: Case) -> bool:
+        with self._lock:
+            watched = self._watched.get(case.worker_id)
+            if watched is None or not watched.same_life(case):
+                return False
+            return self._ward[case.worker_id].verdict is not None
 
     def _stderr_tail(self, worker_id: str, bytes_max: int) -> str:
         if self._processes is None:

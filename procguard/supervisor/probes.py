@@ -67,7 +67,7 @@ def blind_spots() -> list[str]:
         )
     if _psutil is None:
         missing.append(
-            "psutil is not installed: failure reports do not show the machine's memory and disk; "
+            "psutil is not installed: failure reports do not show the machine's load and memory; "
             "install psutil to change that"
         )
     return missing

@@ -108,7 +108,7 @@ class FakeProcesses:
 
 
 def status(pid: int | None) -> dict[str, Any]:
-    return {"pid": pid, "started_at": 1.5 if pid else None}
+    return {"pid": pid, "started_at": 1.5 if pid else None, "state": "running" if pid else "stopped"}
 
 
 # --- deaths ---
@@ -274,6 +274,46 @@ def test_a_recovery_that_takes_long_does_not_stop_the_watching() -> None:
         assert calls == [["a"]]
         recovering.set()
         until(lambda: calls == [["a"], ["b", "c"]])
+
+
+def test_a_failure_that_a_recovery_has_dealt_with_meanwhile_is_not_told_again() -> None:
+    processes = FakeProcesses()
+    recovering, calls = threading.Event(), []
+
+    def recover(worker_ids: list[str]) -> None:
+        calls.append(worker_ids)
+        recovering.wait(DEADLINE_S)
+
+    with watching(process_manager=processes) as seen:
+        seen.monitor.set_failure_callback(recover)
+        for worker_id in "abc":
+            seen.monitor.register_worker(worker_id)
+            processes.tell(WorkerStarted(worker_id, os.getpid()))
+        processes.tell(WorkerEnded("a", Exit("error", "exit code 1")))
+        until(lambda: calls == [["a"]])
+        for worker_id in "bc":
+            processes.tell(WorkerEnded(worker_id, Exit("error", "exit code 1")))
+            seen.until_status(worker_id, HealthStatus.DEAD)
+        processes.tell(WorkerStarted("b", os.getppid()))
+        seen.until_status("b", HealthStatus.HEALTHY)
+        recovering.set()
+        until(lambda: calls == [["a"], ["c"]])
+        until(lambda: seen.monitor.report("b"))
+
+
+def test_who_is_being_stopped_may_fall_silent() -> None:
+    processes = FakeProcesses()
+    with watching(process_manager=processes, heartbeat_timeout=0.3) as seen:
+        for worker_id in ("stopping", "hung"):
+            processes.running[worker_id] = status(os.getpid())
+            seen.monitor.register_worker(worker_id)
+            seen.monitor.heartbeat(worker_id)
+        processes.running["stopping"]["state"] = "stopping"
+        seen.until_status("stopping", HealthStatus.UNRESPONSIVE)
+        seen.until_failed("hung")
+        processes.tell(WorkerEnded("stopping", Exit("operator", "stopped for the recovery")))
+        seen.until_status("stopping", HealthStatus.STOPPED)
+        assert seen.calls == [["hung"]]
 
 
 def test_what_a_callback_raises_is_logged_and_the_watching_goes_on(caplog: pytest.LogCaptureFixture) -> None:
