@@ -15,12 +15,8 @@ What may take long is done elsewhere: health URLs in ``url_checks``, reports and
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
-import shutil
-import tempfile
 import threading
 import time
 from collections import deque
@@ -45,11 +41,12 @@ from procguard.supervisor.health_words import (
     Started,
 )
 from procguard.supervisor.monitor_settings import MonitorSettings, checked_config
-from procguard.supervisor.notify_socket import Datagram, NotifySocket, socket_path
+from procguard.supervisor.notify_socket import Datagram, socket_path
 from procguard.supervisor.reports import DIRECTORY_NAME, FailureReports
 from procguard.supervisor.url_checks import UrlChecks
 from procguard.supervisor.ward import Ward
 from procguard.supervisor.watched import Watched, WorkerUsage
+from procguard.supervisor.watchpost import Watchpost, has_ended
 from procguard.worker_config import WorkerConfig
 
 __all__ = ["HealthStatus", "ProcessMonitor"]
@@ -66,7 +63,6 @@ STALL_PART_OF_TIMEOUT = 0.25
 PAUSE_AFTER_BUG_S = 1.0
 STOPPING = "stopping"
 """The state of a worker that has been told to end."""
-JOIN_S = 5.0
 
 _Word: TypeAlias = Event | endings.Beginning | endings.Ending
 StatusCallback: TypeAlias = Callable[[str, HealthStatus, "tuple[str, ...]"], object]
@@ -98,9 +94,9 @@ class ProcessMonitor:
     """Watches workers; thread-safe.
 
     Args:
-        worker_configs: ``WorkerConfig``s, or mappings with the YAML's keys, of which those on health matter
-        here.
-        monitoring_interval: seconds between two looks at a worker's CPU time and memory.
+        worker_configs: ``WorkerConfig``s, or mappings with the YAML's keys, in a list or by worker id.
+        monitoring_interval: seconds between two looks at a worker's CPU time and memory; a fourth of
+            ``heartbeat_timeout`` where that is more.
         heartbeat_timeout: seconds of silence after which a worker that has ever beaten is failed.
         zombie_detection: whether a worker that is idle for a whole ``heartbeat_timeout`` is failed: CPU and
             memory below both thresholds, and neither heartbeat, output nor a good answer of its health URL.
@@ -159,15 +155,18 @@ class ProcessMonitor:
         self._heard_of: set[str] = set()
         """Workers that the process manager has told of."""
 
-        self._running: _Running | None = None
+        self._running: Watchpost | None = None
         self._starting = threading.Lock()
         self._subscribed = False
         self._unclaimed: deque[_Unclaimed] = deque(maxlen=UNCLAIMED_MAX)
         self._refusals_logged_at = float("-inf")
         self._refused = 0
-        configs = worker_configs.values() if isinstance(worker_configs, Mapping) else worker_configs
-        for config in configs:
-            self.register_worker(_worker_id(config), config)
+        if isinstance(worker_configs, Mapping):
+            named = list(worker_configs.items())
+        else:
+            named = [(_worker_id(config), config) for config in worker_configs]
+        for worker_id, config in named:
+            self.register_worker(worker_id, config)
 
     # --- who is watched ---
 
@@ -250,7 +249,7 @@ class ProcessMonitor:
             calls = FailureCalls(self._reports, self._stderr_tail, self._still_failed)
             calls.callback = self._callback
             try:
-                running = _Running(self._state_dir, calls, UrlChecks(self._post))
+                running = Watchpost(self._state_dir, calls, UrlChecks(self._post))
             except BaseException:
                 calls.close()
                 raise
@@ -351,7 +350,7 @@ class ProcessMonitor:
 
     # --- the loop ---
 
-    def _watch(self, running: _Running) -> None:
+    def _watch(self, running: Watchpost) -> None:
         planned = self._clock()
         while not running.ending:
             try:
@@ -361,7 +360,7 @@ class ProcessMonitor:
                 time.sleep(PAUSE_AFTER_BUG_S)
         running.close()
 
-    def _turn(self, running: _Running, planned: float) -> float:
+    def _turn(self, running: Watchpost, planned: float) -> float:
         """Sleep, take in what has come, let time pass, tell; returns by when the next turn should begin."""
         due = self._ward.due()
         with self._inbox_lock:
@@ -498,11 +497,13 @@ class ProcessMonitor:
         try:
             watched.pidfd = os.pidfd_open(pid)
             running.add(watched.pidfd)
-        except OSError:  # it has ended before we came
+        except ProcessLookupError:  # it has ended before we came
             self._post(watched.config.worker_id, endings.of_pid(pid))
+        except OSError as error:  # too many open files, or a kernel without pidfds
+            _log.warning("The death of %s will not be seen: %s", watched.config.worker_id, error.strerror)
 
     def _pidfd_ended(self, pidfd: int, now: float) -> None:
-        if not _has_ended(pidfd):
+        if not has_ended(pidfd):
             return  # it was ready when it was another process's, which has been let go since
         for worker_id, watched in self._watched.items():
             if watched.pidfd == pidfd and (pid := self._pid_of(watched)) is not None:
@@ -577,66 +578,6 @@ class ProcessMonitor:
         except (OSError, LookupError, ProcGuardError) as error:
             return f"(it cannot be read: {error})"
         return tail.decode(errors="replace") if isinstance(tail, bytes) else tail
-
-
-class _Running:
-    """What there is between ``start`` and ``stop``: descriptors, threads, the socket."""
-
-    def __init__(self, state_dir: Path | None, calls: FailureCalls, urls: UrlChecks) -> None:
-        self.calls, self.urls = calls, urls
-        self.ending = False
-        self.thread: threading.Thread | None = None
-        self._temporary = None if state_dir is not None else Path(tempfile.mkdtemp(prefix="procguard-"))
-        self.notify = NotifySocket(socket_path(state_dir or self._temporary or Path()))
-        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closing = threading.Lock()
-        self._closed = False
-        self._epoll = select.epoll()
-        self.add(self._waker)
-        self.add(self.notify.fileno())
-
-    def add(self, descriptor: int) -> None:
-        self._epoll.register(descriptor, select.EPOLLIN)
-
-    def own_fds(self) -> set[int]:
-        return {self._waker, self.notify.fileno()}
-
-    def wait(self, timeout_s: float) -> set[int]:
-        """The descriptors that are ready; ``timeout_s`` -1 for ever."""
-        ready = {descriptor for descriptor, _ in self._epoll.poll(timeout_s)}
-        if self._waker in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._waker)
-        return ready
-
-    def wake(self) -> None:
-        with self._closing:
-            if not self._closed:
-                os.eventfd_write(self._waker, 1)
-
-    def end(self) -> None:
-        """Stop all threads of it; the loop closes what it uses when it is out."""
-        self.ending = True
-        self.urls.close()
-        self.calls.close()
-        self.wake()
-        if self.thread is not None and self.thread is not threading.current_thread():
-            self.thread.join(JOIN_S)
-
-    def close(self) -> None:
-        with self._closing:
-            self._closed = True
-            os.close(self._waker)
-        self._epoll.close()
-        self.notify.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return any(events & select.POLLIN for _, events in poll.poll(0))
 
 
 def _worker_id(config: WorkerConfig | Mapping[str, Any]) -> str:

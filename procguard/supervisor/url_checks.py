@@ -42,7 +42,7 @@ def checked_url(url: str) -> SplitResult:
         usable = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, an address with a bracket too many
         usable = False
-    if not usable or not url.isascii() or any(character.isspace() for character in url):
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise UsageError(
             f"health_check_url: {url!r} cannot be asked; write one such as http://127.0.0.1:8080/health"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -140,6 +141,19 @@ def test_a_process_that_was_gone_before_it_was_registered() -> None:
         seen.monitor.register_worker("w", {"pid": worker.pid})
         seen.until_failed("w")
         assert seen.monitor.get_status("w") is HealthStatus.DEAD
+
+
+def test_a_process_that_cannot_be_watched_has_not_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_many(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", too_many)
+    with watching() as seen:
+        seen.monitor.register_worker("w", {"pid": os.getpid()})
+        assert "The death of w will not be seen: Too many open files" in caplog.text
+        assert seen.monitor.get_status("w") is HealthStatus.HEALTHY
 
 
 def test_workers_registered_before_the_start_are_watched_after_it() -> None:
@@ -562,7 +576,30 @@ def test_a_hang_is_reported_with_its_stacks(tmp_path: Path, monkeypatch: pytest.
         assert worker.poll() is None
 
 
+def test_without_psutil_it_watches_and_says_once_what_it_cannot_see(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(monitor_module.probes, "_psutil", None)
+    with watching() as seen, process(WAIT) as worker, process(WAIT) as other:
+        for worker_id, each in (("w", worker), ("other", other)):
+            seen.monitor.register_worker(worker_id, {"pid": each.pid})
+            each.kill()
+        seen.until_failed("w", "other")
+        until(lambda: seen.monitor.report("w"))
+        assert (seen.monitor.report("w") or {})["machine"] is None
+        assert caplog.text.count("psutil is not installed") == 1
+
+
 # --- bad input ---
+
+
+def test_settings_may_come_in_a_list_or_by_name() -> None:
+    config = WorkerConfig(worker_id="w", command="x", worker_type="notify")
+    given = {"command": "x", "worker_type": "notify"}
+    for configs in ([config], {"w": config}, [{"worker_id": "w", **given}], {"w": given}):
+        monitor = ProcessMonitor(configs)  # type: ignore[arg-type]  # a list of either kind
+        monitor.register_worker("w", {"pid": os.getpid()})
+        assert monitor.get_status("w") is HealthStatus.STARTING
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_nobody_listens() -> None:
     "url",
     [
         *("", "health", "ftp://a/", "http://", "http:///x", "http://a:0/", "http://a:99999/", "http://a:b/"),
-        *("http://[::1/", "http://a/b c", "http://a/b\nHost: c", "http://ü/"),
+        *("http://[::1/", "http://a/b c", "http://a/b\nHost: c", "http://ü/", "http://a/\0"),
     ],
 )
 def test_a_url_that_cannot_be_asked_is_named(url: str) -> None:
