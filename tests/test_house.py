@@ -249,6 +249,7 @@ ROOMS = {
     "supervisor.url_patience": "pure",
     "supervisor.ward": "pure",
     "supervisor.watched": "shell",
+    "supervisor.watchpost": "shell",
 }
 
 STRANGERS = {"lighthouse", "client", "supervisor"}
