@@ -520,13 +520,14 @@ def test_a_stopped_worker_stays_stopped_through_chains_and_guards(town: Town) ->
     assert set(town.world.living) == {"a", "b", "c"}
 
 
-def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town) -> None:
+@pytest.mark.parametrize("when", ["on_stop", "on_start"])
+def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town, when: str) -> None:
     guard = town.running()
 
     def operator(worker_id: str) -> None:
         guard.failures._set_wanted(["c"], False)  # the first half of stop(); the other waits for its turn
 
-    guard.manager.on_stop = operator
+    setattr(guard.manager, when, operator)
     assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
     assert set(town.world.living) == {"a", "b"}
 
