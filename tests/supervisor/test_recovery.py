@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -525,7 +526,8 @@ def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town, when: str) -> 
     guard = town.running()
 
     def operator(worker_id: str) -> None:
-        guard.failures._set_wanted(["c"], False)  # the first half of stop(); the other waits for its turn
+        setattr(guard.manager, when, lambda worker_id: None)
+        assert guard.failures.stop(["c"]) == {"c": True}
 
     setattr(guard.manager, when, operator)
     assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
@@ -534,7 +536,7 @@ def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town, when: str) -> 
 
 def test_a_stop_that_a_killed_guard_had_only_begun_is_finished(town: Town) -> None:
     guard = town.running()
-    guard.failures._set_wanted(["c"], False)
+    guard.state.update_worker("c", wanted=False)
     town.guard().failures.resume(ABC)
     assert set(town.world.living) == {"a", "b"}
 
@@ -588,6 +590,47 @@ def test_what_died_unseen_beside_living_ones_is_a_failure(town: Town) -> None:
     guard = town.guard()
     assert guard.failures.resume(ABC).failed == ("b",)
     assert town.world.starts == {"a": 1, "b": 1, "c": 1}
+
+
+def settle() -> None:
+    """Wait for what was noted aside."""
+    for thread in threading.enumerate():
+        if thread.name == "procguard-noted":
+            thread.join(30.0)
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_what_has_finished_runs_again_only_after_an_orderly_end(town: Town, orderly: bool) -> None:
+    guard = town.running()
+    town.world.end("c", "finished")
+    guard.failures.worker_finished("c")
+    settle()
+    if orderly:
+        guard.failures.close()
+    town.world.ended.clear()  # the next process manager knows nothing of it
+    town.guard().failures.resume(ABC)
+    assert ("c" in town.world.living) == orderly
+
+
+def test_a_delayed_start_that_has_happened_is_remembered(town: Town) -> None:
+    guard = town.running()
+    guard.state.update_worker("a", start_due=town.world.now + 5.0)
+    guard.failures.worker_started("a")
+    settle()
+    assert guard.state.document.workers["a"].start_due is not None
+    town.world.now += 5.0
+    guard.failures.worker_started("a")
+    guard.failures.worker_started("nobody")
+    settle()
+    assert guard.state.document.workers["a"].start_due is None
+
+
+def test_an_operator_need_not_wait_for_a_delay(town: Town) -> None:
+    guard = town.running(**ALONE)
+    town.fail(guard, "b")
+    town.fail(guard, "b")
+    assert guard.failures.start(["b"]) == {"b": True}
+    assert "b" in town.world.living
 
 
 def test_what_dies_with_its_guard_is_no_failure(town: Town) -> None:
