@@ -328,7 +328,7 @@ class Chain:
             self._set_journal(plan.again(journal, trouble, from_the_stop=from_the_stop))
             self._pause(delay_after(journal.attempt, ATTEMPT_DELAY_S, ATTEMPT_DELAY_MAX_S, self._chance()))
         elif journal.stop_all:
-            why = f"{trouble}; given up after {journal.attempt} attempts"
+            why = f"{trouble}; given up after attempt {journal.attempt}"
             self._set_journal(replace(journal, hopeless=why))
         else:
             _log.error("Recovery attempt %d, the last, failed: %s", journal.attempt, trouble)

@@ -30,7 +30,7 @@ from typing import Any
 
 from procguard.errors import UsageError
 from procguard.supervisor import plan
-from procguard.supervisor.chain import Chain, Checkpoints, OutcomeKind, RecoveryOutcome, in_hook
+from procguard.supervisor.chain import EXIT_GAVE_UP, Chain, Checkpoints, OutcomeKind, RecoveryOutcome, in_hook
 from procguard.supervisor.crew import ConfigOf, Crew, EnvironmentOf, Workers
 from procguard.supervisor.exits import StopReason
 from procguard.supervisor.muster import Muster
@@ -38,6 +38,8 @@ from procguard.supervisor.plan import Journal, Rules
 from procguard.supervisor.recovery_settings import recovery_settings
 from procguard.supervisor.state import StateManager, book_of, with_workers
 from procguard.supervisor.state_file import Document, GaveUp, WorkerRecord
+
+__all__ = ["EXIT_GAVE_UP", "FailureHandler", "OutcomeKind", "RecoveryOutcome"]
 
 _log = logging.getLogger(__name__)
 

@@ -374,7 +374,7 @@ def test_what_cannot_start_is_tried_again_and_then_all_is_given_up(town: Town) -
     guard.manager.unstartable = {"b"}
     outcome = town.fail(guard, "b")
     assert (outcome.kind, outcome.attempts, outcome.exit_code) == (OutcomeKind.GAVE_UP, 3, EXIT_GAVE_UP)
-    assert outcome.reason == "b could not be started; given up after 3 attempts"
+    assert outcome.reason == "b could not be started; given up after attempt 3"
     assert guard.manager.asked.count("start b") == 3
     assert town.world.starts == {"a": 1, "c": 1}
     assert town.world.living == {}
@@ -410,8 +410,40 @@ def test_all_is_given_up_if_one_of_all_cannot_be_killed(town: Town) -> None:
     guard = town.running()
     guard.manager.undying = {"c"}
     outcome = town.fail(guard, "a")
-    assert outcome.reason == "c could not be stopped; given up after 3 attempts"
+    assert outcome.reason == "c could not be stopped; given up after attempt 3"
     assert set(town.world.living) == {"c"}
+
+
+def test_a_stop_that_takes_too_long_is_an_attempt_and_the_chain_goes_on(town: Town) -> None:
+    guard = town.running(recovery_timeout=20.0)
+    guard.manager.on_stop = lambda worker_id: guard.advance(10.0)
+    outcome = town.fail(guard, "b")
+    assert (outcome.kind, outcome.attempts) == (OutcomeKind.RECOVERED, 2)
+    assert town.world.starts == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_chain_that_takes_too_long_for_good_is_given_up(town: Town) -> None:
+    guard = town.running(recovery_timeout=20.0, max_recovery_attempts=1)
+    guard.manager.on_stop = lambda worker_id: guard.advance(10.0)
+    outcome = town.fail(guard, "b")
+    assert outcome.reason == "took longer than recovery_timeout (20 s); given up after attempt 1"
+    assert town.world.living == {}
+
+
+@pytest.mark.parametrize("settings", [{}, ALONE])
+def test_a_process_manager_that_raises_is_a_worker_that_could_not_be_stopped(
+    town: Town, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = town.running(**settings)
+
+    def raises(worker_id: str) -> None:
+        guard.manager.on_stop = lambda worker_id: None
+        raise RuntimeError("a bug of ours")
+
+    guard.manager.on_stop = raises
+    outcome = town.fail(guard, "a", "b")
+    assert (outcome.kind, outcome.attempts) == (OutcomeKind.RECOVERED, 2)
+    assert "a bug of ours" in caplog.text
 
 
 class Quorum:
@@ -448,7 +480,7 @@ def test_the_chain_waits_for_the_quorum(town: Town) -> None:
 def test_without_a_quorum_all_are_stopped_and_started_again_and_then_given_up(town: Town) -> None:
     guard = town.running(adapter=Quorum(town, 10_000.0), recovery_timeout=20.0, max_recovery_attempts=2)
     outcome = town.fail(guard, "b")
-    why = "the workers were not ready within recovery_timeout (20 s); given up after 2 attempts"
+    why = "the workers were not ready within recovery_timeout (20 s); given up after attempt 2"
     assert (outcome.kind, outcome.reason) == (OutcomeKind.GAVE_UP, why)
     assert town.world.starts == {"a": 2, "b": 2, "c": 2}
     assert guard.state.get_worker_state("b")["restarts"] == 1  # a second attempt is not a second failure
@@ -486,6 +518,22 @@ def test_adapters_that_raise_hold_up_nothing(town: Town, caplog: pytest.LogCaptu
     guard = town.running(adapter=RaisingHooks(), checkpoint=RaisingHooks())
     assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
     assert all(text in caplog.text for text in ("no space for a checkpoint", "model", "no lighthouse"))
+
+
+def test_a_hook_that_hangs_is_left_behind(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    over = threading.Event()
+
+    class Hanging(RaisingHooks):
+        def before_stop(self, worker_ids: Sequence[str]) -> None:
+            over.wait(30.0)
+
+        def after_restart(self, worker_ids: Sequence[str]) -> None:
+            pass
+
+    guard = town.running(checkpoint=Hanging(), recovery_timeout=0.1)
+    assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
+    assert "before_stop of the checkpoint adapter takes longer than" in caplog.text
+    over.set()
 
 
 def test_a_hook_may_report_a_failure_but_not_wait_for_its_end(town: Town) -> None:
