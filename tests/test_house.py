@@ -218,6 +218,7 @@ ROOMS = {
     "supervisor.life": "pure",
     "supervisor.loop": "shell",
     "supervisor.manager": "shell",
+    "supervisor.muster": "shell",
     "supervisor.oom": "shell",
     "supervisor.output": "shell",
     "supervisor.pid_file": "shell",

@@ -12,6 +12,7 @@ Nothing is called back from here while a lock is held.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -146,6 +147,14 @@ class StateManager:
         if self._auto_save:
             self._write_up_to(mine, told=False)
         return changed
+
+    def update_anyway(self, change: Callable[[Document], Document], *, durable: bool = False) -> None:
+        """As ``update``, for those who go on in memory while the disk is full; that is logged, once.
+
+        ``durable`` is off: of a recovery's progress nothing is left after a power failure but dead processes.
+        """
+        with contextlib.suppress(StateError):
+            self.update(change, durable=durable)
 
     def update_if_kept(self, change: Callable[[Document], Document]) -> Document:
         """As ``update``, but what cannot be written does not happen.
