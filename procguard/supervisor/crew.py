@@ -116,6 +116,7 @@ class Crew:
             state=state,
             wanted=record.wanted,
             out=bool(record.left_out),
+            takes_tasks=config is None or config.takes_tasks,
             may_restart=config is None or config.restart != "never",
             policy=_policy(config),
             restarts=record.restarts,

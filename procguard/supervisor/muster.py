@@ -175,9 +175,12 @@ class Muster:
     def _give_orphans(self, starting: Collection[str]) -> None:
         """Hand out what a chain has put into the queue; not while the disk is full, as no task moves then."""
 
+        configs = {worker_id: self._crew.config_of(worker_id) for worker_id in starting}
+        takers = [worker_id for worker_id, config in configs.items() if config is None or config.takes_tasks]
+
         def change(document: Document) -> Document:
             book = book_of(document)
-            given = tasks.orphans_given(book, starting)
+            given = tasks.orphans_given(book, starting, takers)
             return document if given is book else with_book(document, given)
 
         if change(self._state.document) is not self._state.document:
