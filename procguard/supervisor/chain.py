@@ -272,7 +272,8 @@ class Chain:
             journal = replace(plan.advanced(journal), start=start, left_out=tuple(sorted(left_out.items())))
             return replace(with_workers(document, changed), recovery=journal)
 
-        self._state.update_anyway(change)
+        last = self._journal().steps[-1] is Step.RESTART
+        self._state.update_anyway(change, later=last)  # then the end of the chain is written right after it
 
     def _join(self) -> tuple[str, ...]:
         """Take in who failed meanwhile; whom that stops, empty if nobody did."""

@@ -346,6 +346,7 @@ class FailureHandler:
         ended_only = all(report.ended for report in self._taken)
         rules = Rules(self.settings.stop_all_on_failure, self.settings.task_reassignment)
         rules = Rules(stop_all=False) if ended_only else rules
+        saves = self._checkpoint is not None and not ended_only
         _log.warning("Recovery of %s begins", ", ".join(failed))
         states, context = self._crew.states(), self._crew.context(failed)
 
@@ -358,13 +359,17 @@ class FailureHandler:
                 book_of(document),
                 rules,
                 started_at=self._wall_clock(),
-                saves=self._checkpoint is not None and not ended_only,
+                saves=saves,
                 ready=self._wait_ready() is not None,
                 context=context,
             )
             return _with_chain(document, journal, views)
 
-        self._state.update_anyway(change)
+        # A journal that says no more than that the dead are to be stopped may wait for the decision's write:
+        # without it the next guard finds the same dead.
+        concerned = states if rules.stop_all or rules.reassign else failed
+        idle = not saves and not any(states[worker_id] in plan.LIVING for worker_id in concerned)
+        self._state.update_anyway(change, later=idle)
         return True
 
     def _chain(self) -> Chain:

@@ -589,6 +589,19 @@ def test_a_stop_that_a_killed_guard_had_only_begun_is_finished(town: Town) -> No
     assert set(town.world.living) == {"a", "b"}
 
 
+def test_a_start_that_a_full_disk_forgot_counts_all_the_same(town: Town) -> None:
+    never = named("a", restart="never") | named("b")
+    guard = town.running(never, **ALONE)
+    town.fail(guard, "a")
+    guard.state.full = True
+    guard.failures.start(["a"])
+    guard = town.guard(never, **ALONE)
+    assert guard.state.get_worker_state("a")["left_out"]
+    guard.failures.resume(never)
+    assert guard.state.get_worker_state("a")["left_out"] == ""
+    assert set(town.world.living) == {"a", "b"}
+
+
 def test_restart_is_not_counted(town: Town) -> None:
     guard = town.running(named("ab", max_restarts=1))
     for _ in range(5):
