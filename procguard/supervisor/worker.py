@@ -180,6 +180,7 @@ class Worker:
                 self._around.loop.watch(pidfd, partial(self._stray_ended, stray))
                 if not kill:
                     procfs.send(pidfd, self.stop_signal)
+                    procfs.send(pidfd, signals.SIGCONT)
         if kill:
             for pidfd in self._strays.values():
                 procfs.send(pidfd, signals.SIGKILL)
@@ -208,6 +209,7 @@ class Worker:
         elif isinstance(effect, life.TellLeader):
             assert self._child is not None
             self._child.signal(self.stop_signal)
+            self._child.signal(signals.SIGCONT)  # one that is stopped hears nothing
         elif isinstance(effect, life.KillAll):
             if self._child is not None:
                 self._child.kill_group()
