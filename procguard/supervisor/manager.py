@@ -443,6 +443,7 @@ class ProcessManager:
             for worker in self._workers.values():
                 worker.release()
             around.keeping.close()
+            around.oom.close()
             if self._sweeper is not None:
                 self._sweeper.close()
             future.set_result(True)

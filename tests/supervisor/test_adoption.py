@@ -1,4 +1,5 @@
-"""A guard that is killed with -9, and the one after it: nothing runs twice, nothing is lost, nothing stays."""
+"""A guard that is killed with -9, and the one after it: nothing runs twice, nothing is lost, nothing
+stays."""
 
 from __future__ import annotations
 

@@ -10,18 +10,22 @@ from procguard.supervisor.oom import OomWatch, counter_files
 def test_a_count_that_rises(tmp_path: Path) -> None:
     events = tmp_path / "memory.events"
     events.write_text("low 0\noom 3\noom_kill 3\n")
-    watch = OomWatch([tmp_path / "missing", events])
+    watch = OomWatch([tmp_path / "missing", tmp_path, events])
     assert not watch.has_risen()
     events.write_text("low 0\noom 4\noom_kill 4\n")
     assert watch.has_risen()
     assert not watch.has_risen()
-    events.unlink()
+    events.write_text("")
     assert not watch.has_risen()
+    watch.close()
+    watch.close()
 
 
 def test_nobody_counts(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("oom_kill many\n")
-    assert not OomWatch([tmp_path / "other", tmp_path]).has_risen()
+    watch = OomWatch([tmp_path / "other", tmp_path])
+    assert not watch.has_risen()
+    watch.close()
 
 
 def test_where_it_counts(tmp_path: Path) -> None:
