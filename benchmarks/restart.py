@@ -26,8 +26,8 @@ from pathlib import Path
 from signal import SIGKILL
 
 import click
+import psutil
 
-from benchmarks.heal import memory_bytes
 from benchmarks.report import Case, Report, Target, median, new_report
 from procguard.supervisor.manager import ProcessManager, WorkerEnded, WorkerEvent
 
@@ -211,7 +211,7 @@ def idle(count: int, window_s: float) -> dict[str, float]:
         begin_s, begin = time.process_time(), time.monotonic()
         time.sleep(window_s)
         used_s = (time.process_time() - begin_s) * 60 / (time.monotonic() - begin)
-        return {"cpu_s": used_s, "rss_mib": memory_bytes("VmRSS") / 2**20}
+        return {"cpu_s": used_s, "rss_mib": psutil.Process().memory_info().rss / 2**20}
 
 
 def crowd(count: int) -> dict[str, float]:

@@ -79,9 +79,12 @@ class Child:
     def kill_group(self) -> None:
         """SIGKILL to the process and, where that can only be its own, to its process group."""
         procfs.send(self.pidfd, signal.SIGKILL)
-        if self._popen is not None:  # not reaped yet, so the group's number is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if self._popen is None:
+            return
+        with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
+            # Not reaped by anybody, so the group's number is still its own.
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Reap it and let go."""
@@ -131,11 +134,12 @@ def spawn(
     try:
         stat = procfs.read_stat(popen.pid)
         return Child(popen.pid, os.pidfd_open(popen.pid), stat.start_ticks if stat else 0, popen)
-    except OSError as error:  # out of descriptors: it cannot be watched, so it must not run
+    except OSError as error:  # it cannot be watched, so it must not run
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
-        raise UsageError(f"{worker_id}: cannot be watched ({error.strerror}); raise ulimit -n") from None
+        remedy = "Linux 5.4 or later is needed" if error.errno == errno.ENOSYS else "raise ulimit -n"
+        raise UsageError(f"{worker_id}: cannot be watched ({error.strerror}); {remedy}") from None
 
 
 def environment_of(

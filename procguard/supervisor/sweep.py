@@ -4,7 +4,7 @@ A process can leave its group, its session and its parent, but not its ancestry:
 *subreaper*, so whatever loses its parent below us becomes our child. Of what is found there (or in all of
 /proc, where a worker is adopted and thus no descendant of ours), a worker's own is
 
-- what carries the token of its start in its environment,
+- what carries a token of this worker in its environment,
 - what is in the session that its leader founded,
 - and what descends from either.
 
@@ -35,12 +35,13 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is known of a start whose remains are looked for.
+    """What is known of a worker whose remains are looked for.
 
+    ``key`` is what its tokens begin with, those of all of its starts: none of an older one is to live either.
     ``adopted``: its leader was no child of ours, so neither are its orphans.
     """
 
-    token: str
+    key: str
     leader: int
     start_ticks: int
     adopted: bool = False
@@ -73,7 +74,7 @@ class Sweeper:
             _set_subreaper(False)
 
     def find(self, wanted: Collection[Wanted], spared: Collection[int]) -> dict[str, list[Found]]:
-        """What lives of the wanted starts, by token.
+        """What lives of the wanted workers, by key.
 
         Args:
             spared: pids not to be looked at, nor below: the leaders, and whatever else we have started.
@@ -82,10 +83,10 @@ class Sweeper:
         candidates = None if any(one.adopted for one in wanted) else self._below_us(set(spared))
         if candidates is None:
             candidates = _in_all_of_proc(set(spared))
-        found: dict[str, list[Found]] = {one.token: [] for one in wanted}
-        for pid, stat, parent_token in whose.each_of(candidates):
-            if parent_token and not stat.ended:
-                found[parent_token].append(Found(pid, stat.start_ticks))
+        found: dict[str, list[Found]] = {one.key: [] for one in wanted}
+        for pid, stat, owner in whose.each_of(candidates):
+            if owner and not stat.ended:
+                found[owner].append(Found(pid, stat.start_ticks))
         return found
 
     def mind_orphans(self, spared: Collection[int]) -> None:
@@ -135,21 +136,21 @@ class _Whose:
     """Tells whose each process is."""
 
     def __init__(self, wanted: Collection[Wanted]) -> None:
-        self._tokens = {one.token for one in wanted}
+        self._keys = {one.key for one in wanted}
+        self._length = max((len(key) for key in self._keys), default=0)
         # A session's number is not given again while anything of the session lives. So if another process
         # has it, nothing of the session is left.
         self._sessions = {
-            one.leader: one.token
+            one.leader: one.key
             for one in wanted
             if (stat := read_stat(one.leader)) is None or stat.start_ticks == one.start_ticks
         }
-        self._oldest = min((one.start_ticks for one in wanted), default=0)
         self._owners: dict[int, str] = {}
 
     def each_of(self, candidates: Iterable[tuple[int, ProcStat]]) -> Iterator[tuple[int, ProcStat, str]]:
-        """Each with the token of the start it belongs to; empty: to none."""
+        """Each with the key of the worker it belongs to; empty: to none."""
         for pid, stat in candidates:
-            owner = "" if stat.start_ticks < self._oldest else self._owner(pid, stat)
+            owner = self._owner(pid, stat)
             if owner:
                 self._owners[pid] = owner
             yield pid, stat, owner
@@ -158,8 +159,8 @@ class _Whose:
         if owner := self._sessions.get(stat.session):
             return owner
         for token in tokens_of(pid):
-            if token in self._tokens:
-                return token
+            if token[: self._length] in self._keys:
+                return token[: self._length]
         return self._owners.get(stat.parent, "")
 
 

@@ -241,60 +241,73 @@ def test_a_late_deadline_after_a_long_sleep_of_ours_does_one_thing_at_a_time() -
     assert stage.life.next_deadline() == stage.now + KILL_WAIT_S
 
 
+class World:
+    """A worker's process and what it leaves, played by chance; it answers what the life wants done."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance, self.play = random.Random(seed), Play()
+        self.asked = 0
+        self.answered: set[int] = set()
+        self.leader = self.spawning = False
+        self.strays = 0
+
+    def step(self, event: Event) -> None:
+        self.take(self.play.step(event))
+
+    def take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Spawn):
+                assert not self.leader and not self.strays and not self.spawning, "a second copy"
+                self.spawning = True
+            elif isinstance(effect, Done):
+                assert effect.command not in self.answered
+                self.answered.add(effect.command)
+
+    def ask(self) -> None:
+        self.asked += 1
+        if self.chance.random() < 0.6:
+            self.step(StartAsked(self.asked, self.chance.choice([0.0, 0.0, 3.0])))
+        else:
+            self.step(StopAsked(self.asked, OPERATOR, force=self.chance.random() < 0.3))
+
+    def spawn(self) -> None:
+        self.spawning, self.leader = False, self.chance.random() < 0.8
+        self.step(Spawned() if self.leader else NotSpawned("why"))
+
+    def end_something(self) -> None:
+        if self.leader:
+            self.leader, self.strays = False, self.chance.randint(0, 2)
+            self.step(LeaderEnded(self.chance.choice([0, 9, 256, None])))
+        elif self.play.life.stage in (Stage.SWEEPING, Stage.STUCK):
+            self.strays = max(0, self.strays - 1)
+            self.step(Swept(self.strays))
+
+    def turn(self) -> None:
+        if self.spawning:
+            self.spawn()
+        choice = self.chance.random()
+        if choice < 0.5:
+            self.ask()
+        elif choice < 0.75:
+            self.end_something()
+        else:
+            self.take(self.play.advance(self.chance.random() * 8))
+
+    def come_to_rest(self) -> None:
+        """Now whatever is asked to end does."""
+        for _ in range(10 * self.asked + 10):
+            if self.spawning:
+                self.spawn()
+            elif self.play.life.stage is not Stage.ALIVE:
+                self.end_something()
+            self.take(self.play.advance(KILL_WAIT_S))
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_any_order_answers_every_command_and_keeps_one_process(seed: int) -> None:
     print(f"seed {seed}")
-    chance, stage = random.Random(seed), Play()
-    asked, answered = 0, set()
-    leader = spawning = False
-    strays = 0
-    pending: list[Effect] = []
-
-    def take(effects: list[Effect]) -> None:
-        nonlocal leader, spawning
-        for effect in effects:
-            if isinstance(effect, Spawn):
-                assert not leader and not strays and not spawning, "a second copy"
-                spawning = True
-            elif isinstance(effect, Done):
-                assert effect.command not in answered
-                answered.add(effect.command)
-            pending.append(effect)
-
-    for turn in range(80):
-        calm = turn >= 60
-        if spawning:
-            spawning, leader = False, chance.random() < 0.8
-            take(stage.step(Spawned() if leader else NotSpawned("why")))
-        choice = chance.random()
-        if choice < 0.3 and not calm:
-            asked += 1
-            delay_s = chance.choice([0.0, 0.0, 3.0])
-            take(stage.step(StartAsked(asked, delay_s)))
-        elif choice < 0.5 and not calm:
-            asked += 1
-            take(stage.step(StopAsked(asked, OPERATOR, force=chance.random() < 0.3)))
-        elif choice < 0.7:
-            killed = any(isinstance(effect, KillAll | TellLeader) for effect in pending)
-            if leader and (killed or chance.random() < 0.3):
-                leader, strays = False, chance.randint(0, 2)
-                pending.clear()
-                take(stage.step(LeaderEnded(chance.choice([0, 9, 256, None]))))
-        elif choice < 0.9 and not leader and stage.life.stage in (Stage.SWEEPING, Stage.STUCK):
-            strays = max(0, strays - 1)
-            take(stage.step(Swept(strays)))
-        else:
-            take(stage.advance(chance.random() * 8))
-    for _ in range(10 * asked + 10):  # now everything that is asked to end does
-        if spawning:
-            spawning, leader = False, True
-            take(stage.step(Spawned()))
-        elif leader and stage.life.stage is not Stage.ALIVE:
-            leader, strays = False, 0
-            take(stage.step(LeaderEnded(0)))
-        elif stage.life.stage in (Stage.SWEEPING, Stage.STUCK):
-            strays = 0
-            take(stage.step(Swept(0)))
-        else:
-            take(stage.advance(KILL_WAIT_S))
-    assert answered == set(range(1, asked + 1))
+    world = World(seed)
+    for _ in range(60):
+        world.turn()
+    world.come_to_rest()
+    assert world.answered == set(range(1, world.asked + 1))

@@ -6,14 +6,16 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from procguard.errors import StateError, UsageError
-from procguard.supervisor import procfs
+from procguard.supervisor import life, procfs
 from procguard.supervisor.manager import (
     ExitKind,
     ProcessManager,
@@ -21,7 +23,9 @@ from procguard.supervisor.manager import (
     WorkerEnded,
     WorkerEvent,
     WorkerState,
+    WorkerUnkillable,
 )
+from procguard.supervisor.process import Child
 from tests.supervisor.processes import FOR_EVER, IGNORES_TERM, Heard, lives, pids_in, python, until
 
 
@@ -190,6 +194,76 @@ def test_several_threads_ask_at_once(manager: ProcessManager, tmp_path: Path, se
         assert not thread.is_alive()
     assert not twice.exists()
     assert manager.stop_worker("w0")
+
+
+def test_one_that_outlives_sigkill_is_reported_and_not_waited_for(
+    manager: ProcessManager, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    manager.start_worker("w0")
+    with monkeypatch.context() as hard:  # as in a system call that does not return
+        hard.setattr(life, "KILL_WAIT_S", 0.05)
+        hard.setattr(Child, "kill_group", lambda child: None)
+        assert not manager.stop_worker("w0", force=True)
+        assert not manager.start_worker("w0")
+    status = manager.get_worker_status("w0")
+    assert (status.state, status.pid) == (WorkerState.UNKILLABLE, pid_of(manager))
+    assert any(isinstance(event, WorkerUnkillable) for event in heard.events)
+    os.kill(pid_of(manager), signal.SIGKILL)
+    assert heard.end_of("w0").kind is ExitKind.OPERATOR
+    assert manager.start_worker("w0")
+
+
+IGNORES_SIGCHLD = """
+import signal, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+from procguard.supervisor.manager import ProcessManager, WorkerEnded
+with ProcessManager() as manager:
+    ends = []
+    manager.subscribe(lambda event: ends.append(event) if isinstance(event, WorkerEnded) else None)
+    manager.register_worker_config("w0", {"command": ["sh", "-c", "exit 3"]})
+    manager.start_worker("w0")
+    while not ends:
+        time.sleep(0.005)
+    assert manager.start_worker("w0")
+    print(ends[0].exit.kind.value)
+"""
+
+
+def test_a_program_that_ignores_its_children_still_hears_of_ours() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", IGNORES_SIGCHLD], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.strip() in ("error", "unknown")  # an older kernel does not keep the status
+
+
+def test_a_fork_has_no_share_in_it(manager: ProcessManager) -> None:
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    manager.start_worker("w0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads: it is what we try
+        child = os.fork()
+    if child == 0:
+        try:
+            manager.stop_worker("w0")
+        except UsageError as error:
+            os._exit(3 if "forked" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert lives(pid_of(manager))
+
+
+def test_another_configuration_counts_from_the_next_start_on(manager: ProcessManager) -> None:
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    manager.start_worker("w0")
+    before = manager.get_worker_status("w0")
+    manager.register_worker_config(
+        "w0", {"command": "sleep 999", "log_file": f"{manager.state_dir}/other.log"}
+    )
+    assert manager.get_worker_status("w0") == before
+    assert manager.restart_worker("w0")
+    assert manager.get_worker_status("w0").log_file == f"{manager.state_dir}/other.log"
+    assert b"999" in Path(f"/proc/{pid_of(manager)}/cmdline").read_bytes()
 
 
 # --- what it leaves behind ---
