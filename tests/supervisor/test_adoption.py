@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 
 from procguard.supervisor import procfs
 from procguard.supervisor.manager import ExitKind, ProcessManager, WorkerState
+from procguard.supervisor.records import KEY_LENGTH
+from procguard.supervisor.sweep import by_key
 from tests.supervisor.processes import FOR_EVER, Heard, kill, lives, pids_in, until
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -214,3 +218,52 @@ def test_a_keeper_that_dies_is_replaced_and_goes_home_in_the_end(manager: Proces
         assert pid is not None
     os.waitpid(pid, 0)
     assert status.worker_id == "w0"
+
+
+RESTLESS = """
+import json, sys, threading
+from procguard.supervisor.manager import ProcessManager
+manager = ProcessManager(sys.argv[1])
+ids = sys.argv[2].split()
+for worker_id in ids:
+    manager.register_worker_config(worker_id, {"command": "sleep 1000", "stop_timeout": 1})
+print("begin", flush=True)
+def restart(worker_id):
+    while True:
+        manager.start_worker(worker_id)
+        manager.stop_worker(worker_id, force=True)
+for worker_id in ids:
+    threading.Thread(target=restart, args=[worker_id]).start()
+"""
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_guard_killed_at_any_moment_leaves_no_second_copy(manager: ProcessManager, seed: int) -> None:
+    print(f"seed {seed}")
+    ids = ["w0", "w1", "w2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", RESTLESS, str(manager.state_dir), " ".join(ids)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begin\n"
+        threading.Event().wait(random.Random(seed).uniform(0.0, 0.1))
+        process.kill()
+    for worker_id in ids:
+        manager.register_worker_config(worker_id, {"command": FOR_EVER})
+    before = {worker_id: living_of(manager, worker_id) for worker_id in ids}
+    adopted = manager.adopt()
+    for worker_id in ids:
+        assert manager.start_worker(worker_id)
+        pid = manager.get_worker_status(worker_id).pid
+        assert living_of(manager, worker_id) == [pid]
+        assert worker_id not in adopted or before[worker_id] == [pid]
+
+
+def living_of(manager: ProcessManager, worker_id: str) -> list[int]:
+    """All processes of any start of this worker."""
+    key = manager._book.key_of(worker_id)
+    return [found.pid for _, found in by_key({key}, KEY_LENGTH).get(key, [])]
