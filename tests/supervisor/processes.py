@@ -13,6 +13,8 @@ from typing import TypeVar
 
 from procguard.supervisor import procfs
 from procguard.supervisor.manager import Exit, ProcessManager, WorkerEnded, WorkerEvent, WorkerStarted
+from procguard.supervisor.records import KEY_LENGTH
+from procguard.supervisor.sweep import by_key
 
 MARK = "TEST_OF_PROCESSES"
 DEADLINE_S = 20.0
@@ -41,6 +43,12 @@ def lives(pid: int) -> bool:
     """Whether it runs; a zombie does not."""
     stat = procfs.read_stat(pid)
     return stat is not None and not stat.ended
+
+
+def living_of(manager: ProcessManager, worker_id: str) -> list[int]:
+    """All processes of any start of this worker, oldest first."""
+    key = manager._book.key_of(worker_id)
+    return [found.pid for _, found in by_key({key}, KEY_LENGTH).get(key, [])]
 
 
 def kill(pid: int) -> None:

@@ -19,9 +19,7 @@ import pytest
 
 from procguard.supervisor import procfs
 from procguard.supervisor.manager import ExitKind, ProcessManager, WorkerState
-from procguard.supervisor.records import KEY_LENGTH
-from procguard.supervisor.sweep import by_key
-from tests.supervisor.processes import FOR_EVER, Heard, kill, lives, pids_in, until
+from tests.supervisor.processes import FOR_EVER, Heard, kill, lives, living_of, pids_in, until
 
 REPOSITORY = Path(__file__).parent.parent.parent
 GUARD = """
@@ -261,9 +259,3 @@ def test_a_guard_killed_at_any_moment_leaves_no_second_copy(manager: ProcessMana
         pid = manager.get_worker_status(worker_id).pid
         assert living_of(manager, worker_id) == [pid]
         assert worker_id not in adopted or before[worker_id] == [pid]
-
-
-def living_of(manager: ProcessManager, worker_id: str) -> list[int]:
-    """All processes of any start of this worker."""
-    key = manager._book.key_of(worker_id)
-    return [found.pid for _, found in by_key({key}, KEY_LENGTH).get(key, [])]

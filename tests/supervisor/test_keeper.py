@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from procguard.supervisor.keeping import PROGRAM
 from procguard.supervisor.procfs import START_VARIABLE
 from tests.supervisor.processes import FOR_EVER, lives, until
 
-TOKEN = "0123456789abcdef" + "a" * 16
-NEWER = "0123456789abcdef" + "b" * 16
+KEY = secrets.token_hex(8)  # tests that run beside this one have another
+TOKEN, NEWER = KEY + "a" * 16, KEY + "b" * 16
 TIMEOUT_S = 20.0
 
 

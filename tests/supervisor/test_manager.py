@@ -20,13 +20,13 @@ from procguard.supervisor.manager import (
     ExitKind,
     ProcessManager,
     StopReason,
-    WorkerEnded,
     WorkerEvent,
+    WorkerStarted,
     WorkerState,
     WorkerUnkillable,
 )
 from procguard.supervisor.process import Child
-from tests.supervisor.processes import FOR_EVER, IGNORES_TERM, Heard, lives, pids_in, python, until
+from tests.supervisor.processes import FOR_EVER, IGNORES_TERM, Heard, lives, living_of, pids_in, python, until
 
 
 def pid_of(manager: ProcessManager, worker_id: str = "w0") -> int:
@@ -167,11 +167,14 @@ def test_a_delayed_start_can_be_cancelled(manager: ProcessManager, heard: Heard)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_several_threads_ask_at_once(manager: ProcessManager, tmp_path: Path, seed: int) -> None:
+def test_several_threads_ask_at_once(manager: ProcessManager, seed: int) -> None:
     print(f"seed {seed}")
-    lock, twice = tmp_path / "lock", tmp_path / "twice"
-    command = ["sh", "-c", f"mkdir {lock} || echo second copy >> {twice}; exec sleep 1000"]
-    manager.register_worker_config("w0", {"command": command})
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    seen: list[tuple[int, list[int]]] = []
+
+    def look(event: WorkerEvent) -> None:
+        if isinstance(event, WorkerStarted):
+            seen.append((event.pid, living_of(manager, "w0")))
 
     def ask(number: int) -> None:
         chance = random.Random(seed * 100 + number)
@@ -181,18 +184,15 @@ def test_several_threads_ask_at_once(manager: ProcessManager, tmp_path: Path, se
             else:
                 assert manager.stop_worker("w0", force=chance.random() < 0.5)
 
-    def forget_lock(event: WorkerEvent) -> None:
-        if isinstance(event, WorkerEnded) and lock.exists():
-            lock.rmdir()
-
-    manager.subscribe(forget_lock)
+    manager.subscribe(look)
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    assert not twice.exists()
+    assert seen
+    assert all(living == [pid] for pid, living in seen), seen
     assert manager.stop_worker("w0")
 
 

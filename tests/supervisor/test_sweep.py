@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from procguard.supervisor.procfs import START_VARIABLE
 from procguard.supervisor.sweep import Found, Sweeper, Wanted, by_key
 from tests.supervisor.processes import FOR_EVER, lives, pids_in, until
 
-KEY = "0123456789abcdef"
+KEY = secrets.token_hex(8)  # tests that run beside this one have another
 TOKEN = KEY + "f" * 16
 
 
@@ -67,7 +68,7 @@ def test_what_lost_its_token_is_known_by_its_session_and_its_parent(
         children = pids_in(pids, 2)
         wanted = Wanted(KEY, leader.pid, found_of(leader.pid).start_ticks, adopted)
         for child in children:  # setsid has become sleep
-            until(lambda pid=child: not procfs.tokens_of(pid), "the cleared environment")  # type: ignore[misc]
+            until(lambda pid=child: procfs.tokens_of(pid) is None, "the cleared environment")  # type: ignore[misc]
         assert {found.pid for found in sweeper.find([wanted], [])[KEY]} == {leader.pid, *children}
         for child in children:
             os.kill(child, signal.SIGKILL)
