@@ -13,7 +13,8 @@ it may as well be the program's own child.
 
 The program has children of its own, whose exit status belongs to it: nothing here waits for "any child".
 A zombie is reaped when it was seen alive as a worker's, or when its session proves that it was not born our
-child: that is either in our own session or the leader of its own.
+child: that is either in our own session or the leader of its own. So an orphan that leads its own session and
+is gone between two looks stays a zombie until we end, as does one of the program's other children's.
 """
 
 from __future__ import annotations
