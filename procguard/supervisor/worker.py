@@ -105,6 +105,7 @@ class Worker:
 
     def start(self, future: Future[bool], delay_s: float, environment: Mapping[str, str]) -> None:
         """The future is answered when the worker runs, or is going to."""
+        self._look_at_leader()
         self.environment = environment
         self._step(life.StartAsked(self._number(future), delay_s))
 
@@ -275,10 +276,12 @@ class Worker:
     def _spawn_recorded(self) -> tuple[Child, Record]:
         """Start the process, with a record of it before and after. Raises ``UsageError``."""
         config, book = self.config, self._around.book
-        pid_file = PidFile(self._name, Path(config.pid_file)) if config.pid_file else None
-        with contextlib.ExitStack() as undo, self._opened_outputs() as (stdout, stderr):
+        pid_file = self._named_pid_file()
+        with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
             if pid_file:
+                pid_file.prepare()
                 undo.callback(pid_file.withdraw)
+            stdout, stderr = opened.enter_context(self._opened_outputs())
             token, now = book.new_token(self._name), self._around.wall_clock()
             intent = Record(self._name, token, procfs.boot_id(), self._config_hash(), now)
             book.write(intent)
@@ -308,6 +311,7 @@ class Worker:
         self._around.loop.watch(child.pidfd, self._leader_ended)
         if child.is_adopted:
             self._keep_outputs()
+            self._pid_file = self._named_pid_file()
             if self.config.on_supervisor_death == "kill":
                 self._around.keeping.keep(self._token)
             if record is None or record.pid is None:
@@ -323,7 +327,10 @@ class Worker:
         child = self._child
         assert child is not None
         self._around.loop.unwatch(child.pidfd)
-        status = child.status()
+        try:
+            status = child.status()
+        except OSError:  # out of descriptors, perhaps: the death is certain all the same
+            status = None
         oom = status is not None and status & 0x7F == signals.SIGKILL and self._around.oom.has_risen()
         self._step(life.LeaderEnded(status, oom))
 
@@ -377,6 +384,9 @@ class Worker:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+
+    def _named_pid_file(self) -> PidFile | None:
+        return PidFile(self._name, Path(self.config.pid_file)) if self.config.pid_file else None
 
     def _keep_outputs(self) -> None:
         rotation = self.config.log_rotation

@@ -62,9 +62,10 @@ def killed_guard(state: Path, **workers: dict[str, Any]) -> list[int]:
 def test_the_living_are_adopted_and_not_started_twice(
     manager: ProcessManager, heard: Heard, tmp_path: Path
 ) -> None:
-    (pid,) = killed_guard(manager.state_dir, w0={"command": FOR_EVER})
+    config = {"command": FOR_EVER, "pid_file": str(tmp_path / "pid")}
+    (pid,) = killed_guard(manager.state_dir, w0=config)
     assert lives(pid)
-    manager.register_worker_config("w0", {"command": FOR_EVER})
+    manager.register_worker_config("w0", config)
     assert manager.adopt() == ["w0"]
     assert manager.adopt() == []
     status = manager.get_worker_status("w0")
@@ -75,6 +76,8 @@ def test_the_living_are_adopted_and_not_started_twice(
     os.kill(pid, signal.SIGKILL)
     exit_ = heard.end_of("w0")
     assert exit_.kind in (ExitKind.SIGNAL, ExitKind.UNKNOWN)  # an older kernel does not tell
+    assert manager.stop_worker("w0")
+    assert not (tmp_path / "pid").exists()
     assert manager.start_worker("w0")
     assert manager.get_worker_status("w0").adopted is False
 

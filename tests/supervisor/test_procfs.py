@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
 import subprocess
 
@@ -69,6 +70,26 @@ def test_tokens() -> None:
         assert procfs.tokens_of(child.pid) == ("a", "b")
         child.kill()
     assert procfs.tokens_of(child.pid) == ()
+
+
+def test_out_of_descriptors_is_not_gone() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    filler = []
+    try:
+        while True:
+            try:
+                filler.append(os.dup(0))
+            except OSError:
+                break
+        for read in (procfs.read_stat, procfs.tokens_of, procfs.children_of):
+            with pytest.raises(OSError, match="Too many open files"):
+                read(os.getpid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in filler:
+            os.close(descriptor)
 
 
 def ended(pid: int) -> procfs.ProcStat | None:
