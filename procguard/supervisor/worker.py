@@ -22,7 +22,7 @@ from pathlib import Path
 
 from procguard.errors import UsageError
 from procguard.supervisor import life, procfs
-from procguard.supervisor.exits import Stop, WorkerState, signal_name
+from procguard.supervisor.exits import ExitKind, Stop, WorkerState, signal_name
 from procguard.supervisor.keeping import Keeping
 from procguard.supervisor.life import Life, Stage
 from procguard.supervisor.loop import Loop
@@ -43,6 +43,8 @@ from procguard.worker_config import WorkerConfig
 
 _log = logging.getLogger(__name__)
 
+SWEEP_INTERVAL_S = 0.05
+"""Between two looks at what a worker left, as long as some of what was found lives."""
 NO_LEADER = -1
 """In place of a leader's pid where nobody knows it: no process has it, and no session."""
 
@@ -81,6 +83,7 @@ class Worker:
         self._strays: dict[Found, int] = {}
         self._killing = False
         self._swept_away = 0
+        self._sweep_is_due = False
         self._pid_file: PidFile | None = None
         self.stopped_with_all = False
         """It ran when all were stopped: it is among the healthy ones to be restarted."""
@@ -202,7 +205,18 @@ class Worker:
         with contextlib.suppress(ChildProcessError):  # another's child
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         os.close(pidfd)
-        self._around.sweep(self, self._killing)  # its children may be ours now
+        # Its children may be ours now. Of very many, one look at all of them for each would not end.
+        if not self._strays:
+            self._around.sweep(self, self._killing)
+        elif not self._sweep_is_due:
+            self._sweep_is_due = True
+            due = self._around.clock() + SWEEP_INTERVAL_S
+            self._around.loop.call_at((self, "sweep"), due, self._sweep_again)
+
+    def _sweep_again(self) -> None:
+        self._sweep_is_due = False
+        if self._strays:
+            self._around.sweep(self, self._killing)
 
     # --- steps ---
 
@@ -340,7 +354,11 @@ class Worker:
                 self._pid_file.remove(self._child.pid)
             self._child.close()
         if self._swept_away:
-            _log.warning("%s left %d processes behind; they were ended", self._name, self._swept_away)
+            daemon = self.life.last_exit is not None and self.life.last_exit.kind is ExitKind.CLEAN
+            remedy = " (a worker must run in the foreground)" if daemon else ""
+            level = logging.WARNING if daemon else logging.INFO
+            text = "%s left %d processes behind; they were ended%s"
+            _log.log(level, text, self._name, self._swept_away, remedy)
         self._child = self._remains = self._pid_file = None
         self._around.book.remove(self._name)
         self._refresh()

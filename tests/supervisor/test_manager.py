@@ -305,6 +305,16 @@ def test_what_escapes_is_swept(manager: ProcessManager, heard: Heard, tmp_path: 
     assert not lives(child)
 
 
+def test_one_that_goes_into_the_background_is_told_that_it_must_not(
+    manager: ProcessManager, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager.register_worker_config("w0", {"command": ["sh", "-c", "setsid sleep 1000 & exit 0"]})
+    manager.start_worker("w0")
+    assert heard.end_of("w0").kind is ExitKind.CLEAN
+    assert manager.stop_worker("w0")
+    assert "w0 left 1 processes behind; they were ended (a worker must run in the foreground)" in caplog.text
+
+
 def test_the_program_behind_a_shell_gets_the_stop_signal_and_its_time(
     manager: ProcessManager, tmp_path: Path
 ) -> None:
