@@ -39,8 +39,8 @@ from procguard.supervisor.life import Stage
 from procguard.supervisor.loop import Loop, answered
 from procguard.supervisor.oom import OomWatch
 from procguard.supervisor.output import Outputs
-from procguard.supervisor.records import KEY_LENGTH, RecordBook
-from procguard.supervisor.sweep import Sweeper
+from procguard.supervisor.records import KEY_LENGTH, Record, RecordBook
+from procguard.supervisor.sweep import Carriers, Sweeper
 from procguard.supervisor.worker import Surroundings, Worker, signal_number
 from procguard.supervisor.worker_events import (
     WorkerEnded,
@@ -67,6 +67,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 ORPHANS_INTERVAL_S = 5.0
+INTENT_WAIT_S = 0.5
+INTENT_PAUSE_S = 0.02
 LOGS = "logs"
 TAIL_BYTES = 64 << 10
 
@@ -275,9 +277,10 @@ class ProcessManager:
         told to subscribers. Returns the adopted workers' ids.
         """
         adopted: list[str] = []
+        records, carriers = self._what_is_left()
 
         def ask(future: Future[bool]) -> None:
-            adopted.extend(self._adopt())
+            adopted.extend(self._adopt(records, carriers))
             future.set_result(True)
 
         self._run(ask)
@@ -344,19 +347,12 @@ class ProcessManager:
         leaders = [worker.leader for worker in list(self._workers.values())]
         return [pid for pid in (*leaders, self._around.keeping.pid) if pid is not None]
 
-    def _adopt(self) -> Iterable[str]:
-        boot = procfs.boot_id()
-        records = self._book.read_all()
-        carriers = sweep.by_key({worker.key for worker in list(self._workers.values())}, KEY_LENGTH)
+    def _adopt(self, records: Mapping[str, Record], carriers: Carriers) -> Iterable[str]:
         for worker_id, worker in list(self._workers.items()):
-            record = records.pop(worker_id, None)
-            if record is not None and record.boot_id != boot:
-                self._book.remove(worker_id)
-                record = None
-            if worker.adopt(record, carriers.get(worker.key, [])):
+            if worker.adopt(records.get(worker_id), carriers.get(worker.key, [])):
                 yield worker_id
-        for record in records.values():
-            if record.boot_id == boot and _lives(record.pid, record.start_ticks):
+        for worker_id, record in records.items():
+            if worker_id not in self._workers and _lives(record.pid, record.start_ticks):
                 _log.warning(
                     "%s is not in the configuration any more, but a process of it runs on (pid %d); "
                     "end it with: kill -- -%d",
@@ -364,6 +360,29 @@ class ProcessManager:
                 )  # fmt: skip
 
     # --- between the threads ---
+
+    def _what_is_left(self) -> tuple[dict[str, Record], Carriers]:
+        """The records of this boot, and what lives of the registered workers.
+
+        An intent without a process may be one whose guard was killed before exec, which is when it gets its
+        own environment: it is waited for, a moment.
+        """
+        boot = procfs.boot_id()
+        records = self._book.read_all()
+        for worker_id in [worker_id for worker_id, record in records.items() if record.boot_id != boot]:
+            self._book.remove(worker_id)
+            del records[worker_id]
+        with self._lock:
+            keys = {worker_id: worker.key for worker_id, worker in self._workers.items()}
+        intents = {
+            keys[worker_id] for worker_id, one in records.items() if one.pid is None and worker_id in keys
+        }
+        patience = time.monotonic() + INTENT_WAIT_S
+        while True:
+            carriers = sweep.by_key(set(keys.values()), KEY_LENGTH)
+            if intents <= carriers.keys() or time.monotonic() >= patience:
+                return records, carriers
+            time.sleep(INTENT_PAUSE_S)
 
     @property
     def _around(self) -> Surroundings:

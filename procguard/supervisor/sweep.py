@@ -203,13 +203,17 @@ def _in_all_of_proc(spared: set[int]) -> Iterator[tuple[int, ProcStat]]:
     return iter(sorted(known, key=lambda one: one[1].start_ticks))  # parents first
 
 
-def by_key(keys: Collection[str], length: int) -> dict[str, list[tuple[str, Found]]]:
+Carriers = dict[str, list[tuple[str, Found]]]
+"""By key, oldest first, what lives and carries a token that begins with it: the token and the process."""
+
+
+def by_key(keys: Collection[str], length: int) -> Carriers:
     """Whatever lives and carries a token that begins with one of these keys, oldest first: token and process.
 
     ``length``: of a key.
     """
     for _ in range(EXEC_LOOKS_MAX):
-        carriers: dict[str, list[tuple[str, Found]]] = {}
+        carriers: Carriers = {}
         unsure = False
         for pid, stat in _in_all_of_proc(set()):
             tokens = () if stat.ended else tokens_of(pid)

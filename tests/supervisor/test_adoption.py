@@ -108,6 +108,19 @@ def test_a_guard_killed_between_intent_and_record_finds_its_child(manager: Proce
     assert record["pid"] == pid
 
 
+def test_an_intent_whose_process_never_came_is_not_waited_for_long(
+    manager: ProcessManager, heard: Heard
+) -> None:
+    (pid,) = killed_guard(manager.state_dir, w0={"command": FOR_EVER})
+    change_record(manager.state_dir, pid=None, start_ticks=None)
+    kill(pid)
+    until(lambda: not lives(pid), "its death")
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    assert manager.adopt() == []
+    assert heard.end_of("w0").kind is ExitKind.UNKNOWN
+    assert manager.start_worker("w0")
+
+
 @pytest.mark.parametrize("harm", ["removed", "broken", "newer"])
 def test_a_lost_record_loses_no_process(manager: ProcessManager, harm: str) -> None:
     (pid,) = killed_guard(manager.state_dir, w0={"command": FOR_EVER})
@@ -255,10 +268,11 @@ def test_a_guard_killed_at_any_moment_leaves_no_second_copy(manager: ProcessMana
         process.kill()
     for worker_id in ids:
         manager.register_worker_config(worker_id, {"command": FOR_EVER})
-    before = {worker_id: living_of(manager, worker_id) for worker_id in ids}
     adopted = manager.adopt()
     for worker_id in ids:
         assert manager.start_worker(worker_id)
         pid = manager.get_worker_status(worker_id).pid
         assert living_of(manager, worker_id) == [pid]
-        assert worker_id not in adopted or before[worker_id] == [pid]
+        assert manager.get_worker_status(worker_id).adopted is (worker_id in adopted)
+    for worker_id, status in manager.statuses().items():
+        assert living_of(manager, worker_id) == [status.pid]
