@@ -131,10 +131,11 @@ class Outputs:
         pause_s = LOOK_INTERVAL_S
         for file in files:
             size = _size(file.path)
+            grown = size - file.size_seen
             if size > file.bytes_max:
                 self._cut(file)
                 size = _size(file.path)
-            pause_s = min(pause_s, next_look_s(size, size - file.size_seen, elapsed_s, file.bytes_max))
+            pause_s = min(pause_s, next_look_s(size, grown, elapsed_s, file.bytes_max))
             file.size_seen = size
         self._look_at_space({file.path.parent for file in files})
         return pause_s
@@ -290,7 +291,7 @@ def _backup(path: Path, number: int) -> Path:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.1.tmp")
+    return path.with_name(f"{path.name}.tmp")
 
 
 def _size(path: Path) -> int:

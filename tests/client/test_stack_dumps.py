@@ -7,7 +7,7 @@ from pathlib import Path
 from procguard.client.stack_dumps import STACK_SIGNAL, write_stacks_when_asked
 from procguard.supervisor.notify_socket import Datagram, NotifySocket
 from procguard.supervisor.probes import catches
-from tests.supervisor.processes import process, until
+from tests.supervisor.programs import process, until
 
 ONE_LINE = (
     "import sys; from procguard.client.stack_dumps import write_stacks_when_asked; "

@@ -12,7 +12,7 @@ import pytest
 from procguard.supervisor.endings import Beginning, Ending, of_pid, of_worker_event
 from procguard.supervisor.health_words import Ended
 from procguard.supervisor.probes import family, state_letter
-from tests.supervisor.processes import WAIT, process, until
+from tests.supervisor.programs import WAIT, process, until
 
 
 class ExitKind(str, Enum):

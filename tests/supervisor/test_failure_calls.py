@@ -12,7 +12,7 @@ from procguard.supervisor import failure_calls
 from procguard.supervisor.failure_calls import Case, FailureCalls
 from procguard.supervisor.health_words import Cause, Failed, HealthStatus
 from procguard.supervisor.reports import FailureReports
-from tests.supervisor.processes import DEADLINE_S, until
+from tests.supervisor.programs import DEADLINE_S, until
 
 
 def case(worker_id: str, at: float = 1.0) -> Case:

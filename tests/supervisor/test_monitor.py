@@ -23,7 +23,7 @@ from procguard.supervisor import monitor as monitor_module
 from procguard.supervisor import stacks
 from procguard.supervisor.monitor import HealthStatus, ProcessMonitor
 from procguard.worker_config import WorkerConfig
-from tests.supervisor.processes import DEADLINE_S, NOTIFY, WAIT, process, until
+from tests.supervisor.programs import DEADLINE_S, NOTIFY, WAIT, process, until
 
 FOR_EVER = 1000.0
 

@@ -33,7 +33,7 @@ from procguard.supervisor.notify_socket import (
     parse,
     socket_path,
 )
-from tests.supervisor.processes import NOTIFY, process, until
+from tests.supervisor.programs import NOTIFY, process, until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from procguard.supervisor import probes
-from tests.supervisor.processes import SPIN, WAIT, process, until
+from tests.supervisor.programs import SPIN, WAIT, process, until
 
 
 def cpu_s(probe: probes.Probe, *, tree: bool = False) -> float:

@@ -11,7 +11,7 @@ import pytest
 from procguard.client.stack_dumps import STACK_SIGNAL
 from procguard.supervisor import probes, stacks
 from procguard.supervisor.stacks import take_stacks
-from tests.supervisor.processes import WAIT, process, until
+from tests.supervisor.programs import WAIT, process, until
 
 HANGS = """
 import faulthandler, sys, time

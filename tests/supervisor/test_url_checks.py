@@ -13,7 +13,7 @@ import pytest
 from procguard.errors import UsageError
 from procguard.supervisor.health_words import UrlAnswered, UrlBegun
 from procguard.supervisor.url_checks import UrlChecks, ask, checked_url
-from tests.supervisor.processes import until
+from tests.supervisor.programs import until
 
 
 @contextlib.contextmanager
