@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import click
 
 from procguard.env import GUARD_SOCKET, guard_folders, parse_path
-from procguard.errors import GuardUnreachable, UsageError
+from procguard.errors import ConfigError, GuardUnreachable, UsageError
 from procguard.supervisor.control_client import user_name
 from procguard.supervisor.control_socket import listener_pid, socket_places
 from procguard.supervisor.guard_register import Entry, running

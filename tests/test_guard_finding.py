@@ -86,16 +86,24 @@ def test_none_runs_with_this_file(folder: Path) -> None:
     ):
         find_guard(config=str(config))
     with pytest.raises(
-        UsageError, match=r"--config .*missing.yaml: No such file or directory; name the guard's YAML"
+        UsageError, match=r"--config: .*missing.yaml: cannot be read \(No such file or directory\); name the"
     ):
         find_guard(config=str(folder / "missing.yaml"))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "state: 3", "state: {state_file: 7}", "workers: [", "\x00"])
+@pytest.mark.parametrize("content", ["", "state: 3", "state: {state_file: 7}", "state: {state_file: ''}"])
 def test_a_file_without_a_state_file_has_the_default_one(folder: Path, content: str) -> None:
     config = folder / "g.yaml"
     config.write_text(content)
     with pytest.raises(GuardUnreachable, match=rf"looked at {folder}/procguard_state.json.sock"):
+        find_guard(config=str(config))
+
+
+@pytest.mark.parametrize("content", ["[]", "workers: [", "\x00"])
+def test_a_file_that_is_no_configuration_is_said_to_be_none(folder: Path, content: str) -> None:
+    config = folder / "g.yaml"
+    config.write_text(content)
+    with pytest.raises(UsageError, match=rf"--config: {config}"):
         find_guard(config=str(config))
 
 
