@@ -1,9 +1,12 @@
 """What happens when workers fail, and when an operator starts or stops some: one thing at a time, in order.
 
-Whoever calls waits for its turn and gets the outcome. Failures that come together, or while a chain still
-decides, are one chain; a later one begins the next, unless the worker that it is about has been replaced
-since. A stop by an operator is remembered the moment it is asked for, so that the chain in progress does
-not start that worker again, and carried out when the chain is over.
+Whoever calls waits for its turn and gets the outcome. Failures that come together are one chain. One that
+comes while a chain is under way joins it as long as workers are still being stopped, and also later where all
+stop for one; otherwise the next chain is about it, unless the worker has been replaced since.
+
+A stop by an operator is remembered the moment it is
+asked for, so that the chain in progress does not start that worker again, and carried out when the chain is
+over.
 
 After the guard has been killed the next one calls ``resume``, which ends the chain that was under way, starts
 what should be running, and takes what died unseen for a failure.
@@ -39,6 +42,8 @@ from procguard.supervisor.state_file import Document, GaveUp, WorkerRecord
 _log = logging.getLogger(__name__)
 
 HISTORY_COUNT_MAX = 100
+_OPERATOR = StopReason.OPERATOR
+_NOTHING = RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
 
 
 @dataclass(eq=False, slots=True)
@@ -161,29 +166,58 @@ class FailureHandler:
         """
         return self._report(ended_workers, {}, ended=True)
 
+    def report_failure(
+        self,
+        failed_workers: Iterable[str],
+        *,
+        pids: Mapping[str, int] | None = None,
+        then: Callable[[RecoveryOutcome], object] = lambda outcome: None,
+    ) -> None:
+        """``handle_failure`` for those who must not wait, such as a monitor that goes on looking.
+
+        The failure is known when this returns; a thread does the rest and gives ``then`` the outcome.
+
+        Raises:
+            UsageError: none of them is known.
+        """
+        report = self._admitted(failed_workers, pids or {}, ended=False)
+        settle = threading.Thread(
+            target=lambda: then(self._settled(report)), name="procguard-recovery", daemon=True
+        )
+        settle.start()
+
     def _report(self, worker_ids: Iterable[str], pids: Mapping[str, int], ended: bool) -> RecoveryOutcome:
+        return self._settled(self._admitted(worker_ids, pids, ended))
+
+    def _admitted(self, worker_ids: Iterable[str], pids: Mapping[str, int], ended: bool) -> _Report:
+        """A report that waits to be taken in, or is answered already."""
         now_pids = self._crew.pids()
-        asked = list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
+        asked = _listed(worker_ids)
         known = [worker_id for worker_id in asked if worker_id in now_pids]
         if unknown := [worker_id for worker_id in asked if worker_id not in now_pids]:
             told = f"failed_workers: {', '.join(map(repr, unknown))}: not registered with the process manager"
             if not known:
                 raise UsageError(f"{told}; register_worker_config makes a worker known")
             _log.error("%s", told)
-        if self.gave_up or self._closed.is_set():
-            return self._refusal()
-        if not self.settings.enable_auto_recovery:
-            _log.warning("%s failed; enable_auto_recovery is off", ", ".join(known))
-            return RecoveryOutcome(OutcomeKind.DISABLED, tuple(known))
         report = _Report({w: pids.get(w, now_pids[w]) for w in known}, ended)
-        with self._lock:
-            self._inbox.append(report)
-        if in_hook():
-            return RecoveryOutcome(OutcomeKind.JOINED, tuple(known))
-        with self._in_turn():
-            if report.outcome is None:
-                self._work()
-        return report.outcome or RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
+        if self.gave_up or self._closed.is_set():
+            report.outcome = self._refusal()
+        elif not self.settings.enable_auto_recovery:
+            _log.warning("%s failed; enable_auto_recovery is off", ", ".join(known))
+            report.outcome = RecoveryOutcome(OutcomeKind.DISABLED, tuple(known))
+        else:
+            with self._lock:
+                self._inbox.append(report)
+        return report
+
+    def _settled(self, report: _Report) -> RecoveryOutcome:
+        if report.outcome is None and in_hook():
+            return RecoveryOutcome(OutcomeKind.JOINED, tuple(report.seen))
+        if report.outcome is None:
+            with self._in_turn():
+                if report.outcome is None:
+                    self._work()
+        return _known_outcome(report.outcome)
 
     def _refusal(self) -> RecoveryOutcome:
         if (gave_up := self.gave_up) is not None:
@@ -204,16 +238,30 @@ class FailureHandler:
             if self.gave_up is not None:
                 _log.warning("The guard before this one gave up: %s; beginning anew", self.gave_up.reason)
                 self._commit(_begun_anew)
-            outcome = self._work() or RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
+            outcome = _known_outcome(self._work())
             if outcome.kind is OutcomeKind.GAVE_UP:
                 return outcome
+            self._reconcile()
             lost, missing = self._missing(also)
             self._start(missing, fresh=False)
             if lost:
                 with self._lock:
                     self._inbox.append(_Report(dict.fromkeys(lost)))
-                outcome = self._work() or outcome
+                outcome = _known_outcome(self._work())
         return outcome
+
+    def _reconcile(self) -> None:
+        """Finish the stops that operators asked for; who lives takes part, whatever a full disk forgot."""
+        views = self._crew.views()
+        self._crew.stop([w for w, view in views.items() if view.living and view.wanted is False], _OPERATOR)
+        back = [w for w, view in views.items() if view.living and view.wanted is not False and view.out]
+
+        def change(document: Document) -> Document:
+            records = document.workers
+            taken_back = {w: replace(records[w], left_out="", exhausted=False) for w in back}
+            return with_workers(document, taken_back) if back else document
+
+        self._commit(change)
 
     def _missing(self, also: Iterable[str]) -> tuple[list[str], list[str]]:
         """Who is to run and does not: those who died unseen beside others that live on, and all others."""
@@ -250,8 +298,6 @@ class FailureHandler:
         with self._in_turn():
             self._work()
             troubles = self._start(asked, fresh=True)
-        for worker_id, why in troubles.items():
-            _log.error("%s %s", worker_id, why)
         return {worker_id: worker_id not in troubles for worker_id in asked}
 
     def stop(self, worker_ids: Iterable[str], force: bool = False) -> dict[str, bool]:
@@ -260,7 +306,7 @@ class FailureHandler:
         self._set_wanted(asked, False)  # at once, so that a chain in progress does not start them
         with self._in_turn():
             self._set_wanted(asked, False)  # once more, should they have been started meanwhile
-            undying = self._crew.stop(asked, StopReason.OPERATOR, force)
+            undying = self._crew.stop(asked, _OPERATOR, force)
         return {worker_id: worker_id not in undying for worker_id in asked}
 
     def restart(self, worker_ids: Iterable[str]) -> dict[str, bool]:
@@ -268,8 +314,8 @@ class FailureHandler:
         asked = self._known(worker_ids)
         with self._in_turn():
             self._work()
-            self._set_wanted(asked, True)  # a guard that dies between the two starts them
-            undying = self._crew.stop(asked, StopReason.OPERATOR)
+            self._set_wanted(asked, True, start_due=self._clock())  # a guard that dies now starts them
+            undying = self._crew.stop(asked, _OPERATOR)
             troubles = self._start([w for w in asked if w not in undying], fresh=True)
         return {worker_id: worker_id not in undying and worker_id not in troubles for worker_id in asked}
 
@@ -290,15 +336,13 @@ class FailureHandler:
     def _work(self) -> RecoveryOutcome | None:
         """Carry out chains until nobody waits for one; the last outcome. In turn."""
         last: RecoveryOutcome | None = None
-        while not self._closed.is_set():
+        while not self._closed.is_set() and self.gave_up is None:
             if self._state.document.recovery is None and not self._begin():
                 break
             last = self._chain().run()
             with self._lock:
                 self._history.append(last)
             self._answer(last)
-            if last.kind is OutcomeKind.GAVE_UP:
-                break
         if self._closed.is_set() or self.gave_up is not None:
             self._take_in()
             self._answer(self._refusal())
@@ -308,7 +352,7 @@ class FailureHandler:
         """Write the journal of the next chain; False if nobody has failed."""
         failed = self._take_in()
         if not failed:
-            self._answer(RecoveryOutcome(OutcomeKind.NOTHING_TO_DO))
+            self._answer(_NOTHING)
             return False
         ended_only = all(report.ended for report in self._taken)
         rules = Rules(self.settings.stop_all_on_failure, self.settings.task_reassignment)
@@ -407,11 +451,10 @@ class FailureHandler:
             for worker_id, names in configured.items():
                 for name in names:
                     book = book if name in book.tasks else tasks.added(book, name, None, worker_id)
-            starting = [w for w in asked if states.get(w) not in plan.LIVING]
-            book = tasks.orphans_given(book, starting)
             return replace(with_book(with_workers(document, changed), book), gave_up=None)
 
         self._commit(change, durable=True)
+        self._give_orphans([worker_id for worker_id in asked if states.get(worker_id) not in plan.LIVING])
         records = self._state.document.workers
         due = {worker_id: records[worker_id].start_due or now for worker_id in asked}
         troubles = self._crew.start(
@@ -421,7 +464,24 @@ class FailureHandler:
             interrupted=self._closed.is_set,
         )
         self._forget_due([worker_id for worker_id in asked if due[worker_id] <= now])
+        for worker_id, why in troubles.items():
+            _log.error("Worker %s %s", worker_id, why)
         return troubles
+
+    def _give_orphans(self, starting: Iterable[str]) -> None:
+        """Hand out what a chain has put into the queue; not while the disk is full, as no task moves then."""
+        starting = list(starting)
+
+        def change(document: Document) -> Document:
+            book = book_of(document)
+            given = tasks.orphans_given(book, starting)
+            return document if given is book else with_book(document, given)
+
+        if change(self._state.document) is not self._state.document:
+            try:
+                self._state.update_if_kept(change)
+            except StateError as error:
+                _log.error("Tasks stay in the queue, because their move could not be written: %s", error)
 
     def _still_wanted(self, worker_id: str) -> bool:
         record = self._state.document.workers.get(worker_id)
@@ -436,12 +496,12 @@ class FailureHandler:
 
         self._commit(change)
 
-    def _set_wanted(self, worker_ids: Iterable[str], wanted: bool) -> None:
+    def _set_wanted(self, worker_ids: Iterable[str], wanted: bool, start_due: float | None = None) -> None:
         def change(document: Document) -> Document:
             changed = {}
             for worker_id in worker_ids:
                 record = document.workers.get(worker_id, WorkerRecord())
-                changed[worker_id] = replace(record, wanted=wanted, start_due=None)
+                changed[worker_id] = replace(record, wanted=wanted, start_due=start_due)
             return with_workers(document, changed)
 
         self._commit(change, durable=True)
@@ -451,7 +511,7 @@ class FailureHandler:
             self._state.update(change, durable=durable)
 
     def _known(self, worker_ids: Iterable[str]) -> list[str]:
-        asked = list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
+        asked = _listed(worker_ids)
         known = self._crew.states()
         for worker_id in asked:
             if worker_id not in known:
@@ -470,6 +530,15 @@ class FailureHandler:
             raise UsageError("a hook of the recovery cannot wait for its end; ask from another thread")
         with self._turn:
             yield
+
+
+def _known_outcome(outcome: RecoveryOutcome | None) -> RecoveryOutcome:
+    return _NOTHING if outcome is None else outcome
+
+
+def _listed(worker_ids: Iterable[str]) -> list[str]:
+    """Each once; a single name is meant as that, not as its letters."""
+    return list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
 
 
 def _no_config(worker_id: str) -> None:

@@ -199,9 +199,10 @@ class StateFile:
             opened = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            os.close(opened)
+            raise StateError(f"{self.path}: is not a file; {REMEDY}")
         with open(opened, "rb") as file:
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise StateError(f"{self.path}: is not a file; {REMEDY}")
             return file.read(FILE_BYTES_MAX + 1)
 
     def _understood(self, content: bytes) -> Document:

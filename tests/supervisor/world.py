@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from procguard.errors import StateError
 from procguard.supervisor.exits import StopReason
 from procguard.supervisor.recovery import FailureHandler
 from procguard.supervisor.state import StateManager
@@ -34,6 +35,23 @@ class Scissors:
         self.places.append(place)
         if len(self.places) - 1 in self.cuts:
             raise Killed(place)
+
+
+class Life:
+    """One guard's way to the scissors: a dead one does nothing more, on none of its threads."""
+
+    def __init__(self, scissors: Callable[[str], None]) -> None:
+        self.scissors = scissors
+        self.dead = False
+
+    def __call__(self, place: str) -> None:
+        if self.dead:
+            raise Killed(place)
+        try:
+            self.scissors(place)
+        except Killed:
+            self.dead = True
+            raise
 
 
 class Process(NamedTuple):
@@ -167,8 +185,6 @@ class CutState(StateManager):
         super().__init__(path, boot_id="this boot")
 
     def _write(self, content: bytes, durable: bool) -> None:
-        from procguard.errors import StateError
-
         self.cut("before write")
         if self.full:
             raise StateError(f"{self.path}: cannot be written (No space left on device)")
@@ -188,6 +204,7 @@ class Guard:
         settings: Mapping[str, Any],
         **more: Any,
     ) -> None:
+        cut = Life(cut)
         self.world = world
         self.state = CutState(path, cut)
         self.manager = FakeManager(world, configs, cut)
