@@ -137,7 +137,8 @@ class ProcessManager:
                 raise UsageError(
                     f"{worker_id}: is {worker.status.state.value}; stop it before it is forgotten"
                 )
-            self._workers.pop(worker_id, None)
+            with self._lock:
+                self._workers.pop(worker_id, None)
             for path in (worker.log_file, worker.error_file):
                 self._around.outputs.forget(path)
             future.set_result(True)
@@ -208,14 +209,15 @@ class ProcessManager:
     def restart_healthy_workers(self, exclude_ids: Collection[str] = ()) -> dict[str, bool]:
         """Restart those that run, and start those that ``stop_all_workers`` has stopped.
 
-        What has failed, has finished, or was stopped by name stays as it is, and so do ``exclude_ids``.
+        What has failed, has finished, was stopped by name or is due to start stays as it is, and so do
+        ``exclude_ids``.
         """
         with self._lock:
             healthy = [
                 worker
                 for worker_id, worker in self._workers.items()
                 if worker_id not in exclude_ids
-                and (worker.status.state in _HEALTHY or _was_stopped_with_all(worker))
+                and (worker.status.state in _RUNNING or _was_stopped_with_all(worker))
             ]
         started = {}
         for worker_id, future in self._restart(healthy).items():
@@ -329,8 +331,8 @@ class ProcessManager:
         found = self._sweeper.find([one for one in wanted.values() if one], self._own_pids())
         for worker, kill in asked.items():
             start = wanted[worker]
-            if start is not None and start is worker.wanted:
-                worker.swept(found[start.token], kill=kill)
+            if start is not None:
+                worker.swept(found[start.key], kill=kill)
 
     def _mind_orphans(self) -> None:
         around = self._around
@@ -339,13 +341,13 @@ class ProcessManager:
         around.loop.call_at("orphans", around.clock() + ORPHANS_INTERVAL_S, self._mind_orphans)
 
     def _own_pids(self) -> list[int]:
-        leaders = [worker.leader for worker in self._workers.values()]
+        leaders = [worker.leader for worker in list(self._workers.values())]
         return [pid for pid in (*leaders, self._around.keeping.pid) if pid is not None]
 
     def _adopt(self) -> Iterable[str]:
         boot = procfs.boot_id()
         records = self._book.read_all()
-        carriers = sweep.by_key({worker.key for worker in self._workers.values()}, KEY_LENGTH)
+        carriers = sweep.by_key({worker.key for worker in list(self._workers.values())}, KEY_LENGTH)
         for worker_id, worker in list(self._workers.items()):
             record = records.pop(worker_id, None)
             if record is not None and record.boot_id != boot:
@@ -416,7 +418,7 @@ class ProcessManager:
     def _stop_all(self, stop: Stop, *, force: bool) -> dict[str, bool]:
         def ask(worker: Worker) -> Callable[[Future[bool]], None]:
             def stop_one(future: Future[bool]) -> None:
-                worker.stopped_with_all |= worker.life.stoppable
+                worker.stopped_with_all |= worker.life.state in (*_RUNNING, WorkerState.WAITING)
                 worker.stop(future, stop, force=force)
 
             return stop_one
@@ -443,6 +445,7 @@ class ProcessManager:
             for worker in self._workers.values():
                 worker.release()
             around.keeping.close()
+            around.oom.close()
             if self._sweeper is not None:
                 self._sweeper.close()
             future.set_result(True)
@@ -451,7 +454,7 @@ class ProcessManager:
             answered(around.loop, let_go).result()
 
 
-_HEALTHY = (WorkerState.RUNNING, WorkerState.STARTING, WorkerState.WAITING)
+_RUNNING = (WorkerState.RUNNING, WorkerState.STARTING)
 
 
 def _was_stopped_with_all(worker: Worker) -> bool:

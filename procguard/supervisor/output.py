@@ -290,7 +290,7 @@ def _backup(path: Path, number: int) -> Path:
 
 
 def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.1.tmp")
+    return path.with_name(f"{path.name}.tmp")
 
 
 def _size(path: Path) -> int:

@@ -63,7 +63,7 @@ class Child:
     def status(self) -> int | None:
         """The wait status of one that has ended, without reaping it; None when nobody can tell."""
         if self._popen is not None:
-            with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(OSError):  # somebody else has reaped it
                 found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is not None:
                     return _status_of(found)
@@ -79,14 +79,17 @@ class Child:
     def kill_group(self) -> None:
         """SIGKILL to the process and, where that can only be its own, to its process group."""
         procfs.send(self.pidfd, signal.SIGKILL)
-        if self._popen is not None:  # not reaped yet, so the group's number is still its own
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if self._popen is None:
+            return
+        with contextlib.suppress(OSError):
+            # Not reaped by anybody, so the group's number is still its own.
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Reap it and let go."""
         if self._popen is not None:
-            with contextlib.suppress(ChildProcessError):
+            with contextlib.suppress(OSError):
                 os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
             self._popen.returncode = 0  # we have its status; Popen must not look for it any more
         os.close(self.pidfd)
@@ -130,12 +133,13 @@ def spawn(
         raise UsageError(f"{worker_id}: {_why_not(command, environment, error)}") from None
     try:
         stat = procfs.read_stat(popen.pid)
-        return Child(popen.pid, os.pidfd_open(popen.pid), stat.start_ticks if stat else 0, popen)
-    except OSError as error:  # out of descriptors: it cannot be watched, so it must not run
+        return Child(popen.pid, _pidfd_of(popen.pid), stat.start_ticks if stat else 0, popen)
+    except OSError as error:  # it cannot be watched, so it must not run
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
-        raise UsageError(f"{worker_id}: cannot be watched ({error.strerror}); raise ulimit -n") from None
+        remedy = "Linux 5.4 or later is needed" if error.errno == errno.ENOSYS else "raise ulimit -n"
+        raise UsageError(f"{worker_id}: cannot be watched ({error.strerror}); {remedy}") from None
 
 
 def environment_of(
@@ -146,6 +150,15 @@ def environment_of(
     above = inherited.get(procfs.START_VARIABLE, "")
     tokens = f"{above}:{token}" if above else token
     return {**kept, **own, **added, procfs.START_VARIABLE: tokens}
+
+
+def _pidfd_of(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        # It has ended, and was reaped by a program that ignores SIGCHLD or waits for any child. What stands
+        # in is readable, as the pidfd of an ended process is, and knows of no status either.
+        return os.eventfd(1, os.EFD_CLOEXEC)
 
 
 def _status_of(found: os.waitid_result) -> int:

@@ -72,13 +72,19 @@ def read_stat(pid: int) -> ProcStat | None:
     )
 
 
-def tokens_of(pid: int) -> tuple[str, ...]:
-    """The tokens in the environment a process was started with; none when it has none, or hides it."""
+def tokens_of(pid: int) -> tuple[str, ...] | None:
+    """The tokens in the environment a process was started with; none when it has none, or hides it.
+
+    None where there is no environment at all: it was started without one, or is this moment in exec, which
+    shows the new one a little after the descriptors of the old program are closed.
+    """
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             content = file.read(_ENVIRONMENT_BYTES_MAX)
     except OSError:  # gone, or another user's
         return ()
+    if not content:
+        return None
     for variable in content.split(b"\0") if _VARIABLE in content else ():
         if variable.startswith(_VARIABLE):
             return tuple(variable[len(_VARIABLE) :].decode("ascii", "replace").split(":"))
@@ -154,5 +160,5 @@ def has_ended(pidfd: int) -> bool:
 
 def send(pidfd: int, number: int) -> None:
     """Send a signal; one that has ended, or that has become another user's, is left alone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(OSError):
         signal.pidfd_send_signal(pidfd, number)

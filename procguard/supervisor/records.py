@@ -19,7 +19,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class Record:
     start_ticks: int | None = None
 
 
+_FIELDS = [field.name for field in fields(Record)]
+
+
 class RecordBook:
     """The records in ``directory``/processes.
 
@@ -68,11 +71,15 @@ class RecordBook:
 
     def write(self, record: Record) -> None:
         """Replace the worker's record; a disk that does not take it is reported."""
-        path = self._path(record.worker_id)
-        unfinished = path.with_suffix(".tmp")
+        path = f"{self._folder}/{record.worker_id}"
+        content = json.dumps({"version": VERSION, **{name: getattr(record, name) for name in _FIELDS}})
         try:
-            unfinished.write_text(json.dumps({"version": VERSION, **asdict(record)}), encoding="utf-8")
-            unfinished.rename(path)
+            descriptor = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                os.write(descriptor, content.encode())
+            finally:
+                os.close(descriptor)
+            os.rename(f"{path}.tmp", f"{path}.json")
         except OSError as error:
             _log.error(
                 "%s: no record of this start could be written to %s (%s); after a crash of the guard it "

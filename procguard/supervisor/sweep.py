@@ -4,7 +4,7 @@ A process can leave its group, its session and its parent, but not its ancestry:
 *subreaper*, so whatever loses its parent below us becomes our child. Of what is found there (or in all of
 /proc, where a worker is adopted and thus no descendant of ours), a worker's own is
 
-- what carries the token of its start in its environment,
+- what carries a token of this worker in its environment,
 - what is in the session that its leader founded,
 - and what descends from either.
 
@@ -22,6 +22,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -30,17 +31,25 @@ from procguard.supervisor.procfs import ProcStat, read_stat, tokens_of
 
 _log = logging.getLogger(__name__)
 
+EXEC_LOOKS_MAX = 6
+EXEC_PAUSE_S = 0.0005
+"""One that shows no environment at all may be in exec: it is looked at again, for three milliseconds."""
+BARE_COUNT_MAX = 10_000
+
+_KERNELS_OWN = 2
+"""The process whose children are the kernel's threads."""
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is known of a start whose remains are looked for.
+    """What is known of a worker whose remains are looked for.
 
+    ``key`` is what its tokens begin with, those of all of its starts: none of an older one is to live either.
     ``adopted``: its leader was no child of ours, so neither are its orphans.
     """
 
-    token: str
+    key: str
     leader: int
     start_ticks: int
     adopted: bool = False
@@ -66,6 +75,8 @@ class Sweeper:
             )
         self._orphans: dict[int, int] = {}
         """Start time by pid, of children of ours that were seen alive as a worker's."""
+        self._bare: set[Found] = set()
+        """Known to have no environment."""
 
     def close(self) -> None:
         """Be again what we were."""
@@ -73,19 +84,32 @@ class Sweeper:
             _set_subreaper(False)
 
     def find(self, wanted: Collection[Wanted], spared: Collection[int]) -> dict[str, list[Found]]:
-        """What lives of the wanted starts, by token.
+        """What lives of the wanted workers, by key.
 
         Args:
             spared: pids not to be looked at, nor below: the leaders, and whatever else we have started.
         """
-        whose = _Whose(wanted)
+        for _ in range(EXEC_LOOKS_MAX):
+            whose = _Whose(wanted, self._bare)
+            found = self._find(whose, wanted, spared)
+            if not whose.unsure:
+                return found
+            time.sleep(EXEC_PAUSE_S)
+        if len(self._bare) > BARE_COUNT_MAX:
+            self._bare.clear()
+        self._bare |= whose.unsure
+        return found
+
+    def _find(
+        self, whose: _Whose, wanted: Collection[Wanted], spared: Collection[int]
+    ) -> dict[str, list[Found]]:
         candidates = None if any(one.adopted for one in wanted) else self._below_us(set(spared))
         if candidates is None:
             candidates = _in_all_of_proc(set(spared))
-        found: dict[str, list[Found]] = {one.token: [] for one in wanted}
-        for pid, stat, parent_token in whose.each_of(candidates):
-            if parent_token and not stat.ended:
-                found[parent_token].append(Found(pid, stat.start_ticks))
+        found: dict[str, list[Found]] = {one.key: [] for one in wanted}
+        for pid, stat, owner in whose.each_of(candidates):
+            if owner and not stat.ended:
+                found[owner].append(Found(pid, stat.start_ticks))
         return found
 
     def mind_orphans(self, spared: Collection[int]) -> None:
@@ -134,22 +158,25 @@ class Sweeper:
 class _Whose:
     """Tells whose each process is."""
 
-    def __init__(self, wanted: Collection[Wanted]) -> None:
-        self._tokens = {one.token for one in wanted}
+    def __init__(self, wanted: Collection[Wanted], bare: Collection[Found]) -> None:
+        self.unsure: set[Found] = set()
+        """They show no environment, and nobody knows yet that they have none."""
+        self._bare = bare
+        self._keys = {one.key for one in wanted}
+        self._length = max((len(key) for key in self._keys), default=0)
         # A session's number is not given again while anything of the session lives. So if another process
         # has it, nothing of the session is left.
         self._sessions = {
-            one.leader: one.token
+            one.leader: one.key
             for one in wanted
             if (stat := read_stat(one.leader)) is None or stat.start_ticks == one.start_ticks
         }
-        self._oldest = min((one.start_ticks for one in wanted), default=0)
         self._owners: dict[int, str] = {}
 
     def each_of(self, candidates: Iterable[tuple[int, ProcStat]]) -> Iterator[tuple[int, ProcStat, str]]:
-        """Each with the token of the start it belongs to; empty: to none."""
+        """Each with the key of the worker it belongs to; empty: to none."""
         for pid, stat in candidates:
-            owner = "" if stat.start_ticks < self._oldest else self._owner(pid, stat)
+            owner = self._owner(pid, stat)
             if owner:
                 self._owners[pid] = owner
             yield pid, stat, owner
@@ -157,16 +184,21 @@ class _Whose:
     def _owner(self, pid: int, stat: ProcStat) -> str:
         if owner := self._sessions.get(stat.session):
             return owner
-        for token in tokens_of(pid):
-            if token in self._tokens:
-                return token
-        return self._owners.get(stat.parent, "")
+        tokens = tokens_of(pid)
+        for token in tokens or ():
+            if token[: self._length] in self._keys:
+                return token[: self._length]
+        owner = self._owners.get(stat.parent, "")
+        this = Found(pid, stat.start_ticks)
+        if tokens is None and not owner and not stat.ended and this not in self._bare:
+            self.unsure.add(this)
+        return owner
 
 
 def _in_all_of_proc(spared: set[int]) -> Iterator[tuple[int, ProcStat]]:
     spared.add(os.getpid())
     stats = ((pid, read_stat(pid)) for pid in procfs.all_pids() if pid not in spared)
-    known = [(pid, stat) for pid, stat in stats if stat is not None]
+    known = [(pid, stat) for pid, stat in stats if stat is not None and stat.parent != _KERNELS_OWN]
     return iter(sorted(known, key=lambda one: one[1].start_ticks))  # parents first
 
 
@@ -175,13 +207,18 @@ def by_key(keys: Collection[str], length: int) -> dict[str, list[tuple[str, Foun
 
     ``length``: of a key.
     """
-    carriers: dict[str, list[tuple[str, Found]]] = {}
-    for pid, stat in _in_all_of_proc(set()):
-        if stat.ended:
-            continue
-        for token in tokens_of(pid):
-            if token[:length] in keys:
-                carriers.setdefault(token[:length], []).append((token, Found(pid, stat.start_ticks)))
+    for _ in range(EXEC_LOOKS_MAX):
+        carriers: dict[str, list[tuple[str, Found]]] = {}
+        unsure = False
+        for pid, stat in _in_all_of_proc(set()):
+            tokens = () if stat.ended else tokens_of(pid)
+            unsure |= tokens is None
+            for token in tokens or ():
+                if token[:length] in keys:
+                    carriers.setdefault(token[:length], []).append((token, Found(pid, stat.start_ticks)))
+        if not unsure:
+            break
+        time.sleep(EXEC_PAUSE_S)
     return carriers
 
 

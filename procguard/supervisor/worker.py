@@ -73,7 +73,8 @@ class Worker:
         self._numbers = count(1)  # 0 is the life's own
         self._asked: dict[int, Future[bool]] = {}
         self._child: Child | None = None
-        self._start: Wanted | None = None
+        self._remains: Wanted | None = None
+        self._token = ""
         self._started_at: float | None = None
         self._starts = 0
         self.environment: Mapping[str, str] = {}
@@ -87,14 +88,18 @@ class Worker:
         self.configure(config)
 
     def configure(self, config: WorkerConfig) -> None:
-        """Raises ``UsageError``."""
+        """Signal and timeout count at once, the rest from the next start on. Raises ``UsageError``."""
         self.stop_signal = signal_number(config.stop_signal, f"{config.worker_id}: stop_signal")
         self.config = config
         self.life.stop_timeout_s = config.stop_timeout
-        name = config.log_file or self._around.logs / f"{config.worker_id}.log"
+        if not self.life.stoppable:
+            self._name_outputs()
+            self._refresh()
+
+    def _name_outputs(self) -> None:
+        name = self.config.log_file or self._around.logs / f"{self.config.worker_id}.log"
         self.log_file = Path(name)
         self.error_file = error_file_of(self.log_file)
-        self._refresh()
 
     # --- what is asked ---
 
@@ -130,7 +135,8 @@ class Worker:
         child = self._leader_among(record, carriers)
         token = next((token for token, found in carriers if child and found.pid == child.pid), "")
         token = token or (record.token if record else carriers[0][0])
-        self._child, self._start = child, _wanted(token, child, adopted=True)
+        self._child, self._token = child, token
+        self._remains = _remains(self.key, child, adopted=True)
         self._started_at = record.started_at if record else None
         self._starts += 1
         if child is None:
@@ -145,7 +151,10 @@ class Worker:
         return True
 
     def release(self) -> None:
-        """Let go of what lives, which goes on living."""
+        """Let go of what lives, which goes on living; whoever waits hears that it is not done."""
+        for future in self._asked.values():
+            future.set_result(False)
+        self._asked.clear()
         for pidfd in self._strays.values():
             self._around.loop.unwatch(pidfd)
             os.close(pidfd)
@@ -165,7 +174,7 @@ class Worker:
     @property
     def wanted(self) -> Wanted | None:
         """What to look for, when there may be something."""
-        return self._start
+        return self._remains
 
     def swept(self, found: Iterable[Found], *, kill: bool) -> None:
         """These live. They are watched and told to end."""
@@ -180,6 +189,7 @@ class Worker:
                 self._around.loop.watch(pidfd, partial(self._stray_ended, stray))
                 if not kill:
                     procfs.send(pidfd, self.stop_signal)
+                    procfs.send(pidfd, signals.SIGCONT)
         if kill:
             for pidfd in self._strays.values():
                 procfs.send(pidfd, signals.SIGKILL)
@@ -208,6 +218,7 @@ class Worker:
         elif isinstance(effect, life.TellLeader):
             assert self._child is not None
             self._child.signal(self.stop_signal)
+            self._child.signal(signals.SIGCONT)  # one that is stopped hears nothing
         elif isinstance(effect, life.KillAll):
             if self._child is not None:
                 self._child.kill_group()
@@ -247,11 +258,16 @@ class Worker:
     # --- the process ---
 
     def _spawn(self) -> None:
+        self._name_outputs()
         self._refresh()
         try:
             child, record = self._spawn_recorded()
         except UsageError as error:
             self._step(life.NotSpawned(str(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - a bug of ours: told, and whoever asked hears of it
+            _log.exception("A bug in ProcGuard: the start of %s failed; please report it", self._name)
+            self._step(life.NotSpawned(f"{self._name}: {error!r}"))
             return
         self._starts += 1
         self._follow(child, record)
@@ -280,7 +296,8 @@ class Worker:
             record = replace(intent, pid=child.pid, start_ticks=child.start_ticks)
             book.write(record)
             undo.pop_all()
-        self._start, self._started_at, self._pid_file = _wanted(token, child), now, pid_file
+        self._token, self._started_at, self._pid_file = token, now, pid_file
+        self._remains = _remains(self.key, child)
         if pid_file:
             pid_file.write(child.pid)
         return child, record
@@ -290,10 +307,9 @@ class Worker:
         self._child, self._swept_away, self.stopped_with_all = child, 0, False
         self._around.loop.watch(child.pidfd, self._leader_ended)
         if child.is_adopted:
-            assert self._start is not None
             self._keep_outputs()
             if self.config.on_supervisor_death == "kill":
-                self._around.keeping.keep(self._start.token)
+                self._around.keeping.keep(self._token)
             if record is None or record.pid is None:
                 self._around.book.write(self._record_of(child))
         self._step(life.Spawned())
@@ -318,15 +334,17 @@ class Worker:
             self._child.close()
         if self._swept_away:
             _log.warning("%s left %d processes behind; they were ended", self._name, self._swept_away)
-        self._child = self._start = self._pid_file = None
+        self._child = self._remains = self._pid_file = None
         self._around.book.remove(self._name)
         self._refresh()
 
     def _leader_among(self, record: Record | None, carriers: list[tuple[str, Found]]) -> Child | None:
-        """The process itself: the recorded one, or the oldest of a start, if it is the leader of its
-        session."""
+        """The process itself: the recorded one, or the oldest of a start that has none recorded, if it is
+        the leader of its session."""
         if record is not None and record.pid is not None:
-            return Child.adopted(record.pid, record.start_ticks or 0)
+            if child := Child.adopted(record.pid, record.start_ticks or 0):
+                return child
+            carriers = [(token, found) for token, found in carriers if token != record.token]
         for _, found in carriers[:1]:
             stat = procfs.read_stat(found.pid)
             if stat and stat.session == found.pid:
@@ -334,10 +352,9 @@ class Worker:
         return None
 
     def _record_of(self, child: Child) -> Record:
-        assert self._start is not None
         return Record(
             self._name,
-            self._start.token,
+            self._token,
             procfs.boot_id(),
             self._config_hash(),
             self._started_at or self._around.wall_clock(),
@@ -397,10 +414,10 @@ class Worker:
 _WITH_PID = (WorkerState.RUNNING, WorkerState.STOPPING, WorkerState.UNKILLABLE)
 
 
-def _wanted(token: str, child: Child | None, *, adopted: bool = False) -> Wanted:
+def _remains(key: str, child: Child | None, *, adopted: bool = False) -> Wanted:
     if child is None:
-        return Wanted(token, NO_LEADER, 0, adopted)
-    return Wanted(token, child.pid, child.start_ticks, adopted)
+        return Wanted(key, NO_LEADER, 0, adopted)
+    return Wanted(key, child.pid, child.start_ticks, adopted)
 
 
 def signal_number(name: str | int, whose: str) -> int:
