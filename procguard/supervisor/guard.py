@@ -127,12 +127,7 @@ class ProcGuard:
             process_manager=self.process_manager,
             state_dir=folder,
         )
-        self.communication_adapter: CommunicationAdapter = make_adapter(
-            config.communication,
-            heartbeat_interval_s=min(watching.interval, watching.heartbeat_timeout / 3),
-            heartbeat_timeout_s=watching.heartbeat_timeout,
-            replica_ids=_replica_ids(config),
-        )
+        self.communication_adapter: CommunicationAdapter = make_adapter(config)
         self.failure_handler = FailureHandler(
             self.state_manager,
             self.process_manager,
@@ -179,6 +174,8 @@ class ProcGuard:
             service = ServiceManager(os.environ)
             at_exit.enter_context(_signals(self._signalled))
             _log.info("Guard of %d workers, %s", len(self._loaded().workers), self.config_path)
+            if self._loaded().web.enabled:
+                _log.warning("web.enabled = true has no effect: this version serves no HTTP")
             self._afterwards.call(self._start_all)
             service.ready(f"guarding {len(self._loaded().workers)} workers")
             while not self._stop_asked.is_set():
@@ -417,15 +414,6 @@ class _Afterwards:
 def _is_about(failure: WorkerFailure, pid: int | None) -> bool:
     """Not about a process that has been replaced since. A pid of 0 says nothing; it is a hint at best."""
     return failure.pid in (0, pid)
-
-
-def _replica_ids(config: GuardConfig) -> dict[str, str]:
-    """What a worker is called at the lighthouse."""
-    named = {}
-    for worker in config.workers:
-        names = [worker.env.get(name) for name in ("PROCGUARD_REPLICA_ID", "REPLICA_ID")]
-        named[worker.worker_id] = next((name for name in names if name), worker.worker_id)
-    return named
 
 
 @contextlib.contextmanager
