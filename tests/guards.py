@@ -168,16 +168,16 @@ class Guard:
         """``procguard WORDS``, with this guard named."""
         return subprocess.run(
             [sys.executable, "-m", "procguard.main", *words, "--config", str(self.config)],
-            cwd=REPOSITORY, env={**os.environ, **self.environ}, capture_output=True, text=True, timeout=DEADLINE_S,
-            check=False,
+            cwd=REPOSITORY, env={**os.environ, **self.environ}, capture_output=True, text=True,
+            timeout=DEADLINE_S, check=False,
         )  # fmt: skip
 
     def run_another(self) -> subprocess.CompletedProcess[str]:
         """A second guard on the same file, which is expected to end soon."""
         return subprocess.run(
             [sys.executable, "-m", "procguard.main", "--config", str(self.config)],
-            cwd=REPOSITORY, env={**os.environ, MARK: self._mark, **self.environ}, capture_output=True, text=True,
-            timeout=DEADLINE_S, check=False,
+            cwd=REPOSITORY, env={**os.environ, MARK: self._mark, **self.environ}, capture_output=True,
+            text=True, timeout=DEADLINE_S, check=False,
         )  # fmt: skip
 
     def cli_json(self, *words: str) -> Any:
@@ -251,6 +251,15 @@ class Guard:
             return {name: w["pid"] for name, w in workers.items()} if well else None
 
         return self.until(running, f"{', '.join(worker_ids) or 'all'} run")
+
+    def until_recovered(self, chains_count: int = 1) -> None:
+        """Return when so many recovery chains have ever been begun, and the last of them is over."""
+
+        def over() -> bool:
+            state = self.state()
+            return state["chains_count"] >= chains_count and state["recovery"] is None
+
+        self.until(over, f"{chains_count} recovery chains are over")
 
     def account(self) -> str:
         """What can be said of it, for whoever reads a failure."""

@@ -33,7 +33,7 @@ def test_a_death_stops_all_and_starts_all_each_with_its_tasks(tmp_path: Path) ->
         guard.start()
         before = guard.until_running("a", "b")
         os.kill(before["a"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         after = guard.until_running("a", "b")
         assert not set(before.values()) & set(after.values())
         tasks = {name: json.loads(environ_of(pid)["PROCGUARD_TASKS"]) for name, pid in after.items()}
@@ -53,7 +53,7 @@ def test_apart_only_the_failed_one_restarts(tmp_path: Path) -> None:
         guard.start()
         before = guard.until_running("a", "b")
         os.kill(before["a"], signal.SIGSEGV)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         after = guard.until_running("a", "b")
         assert after["b"] == before["b"]
         assert after["a"] != before["a"]
@@ -69,7 +69,7 @@ def test_reassignment_leaves_the_failed_one_out_until_an_operator_starts_it(
         guard.start()
         before = guard.until_running("a", "b", "c")
         os.kill(before["a"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         after = guard.until_running("b", "c")
         assert sorted(json.loads(environ_of(after["b"])["PROCGUARD_TASKS"])) == ["s0", "s1"]
         assert (after["c"] == before["c"]) is not stop_all
@@ -88,20 +88,28 @@ def test_several_failing_together_are_one_chain(tmp_path: Path) -> None:
         before = guard.until_running(*ids)
         for pid in list(before.values())[:3]:
             os.kill(pid, signal.SIGKILL)
-        guard.until(
-            lambda: guard.state()["chains_count"] and not guard.state()["recovery"], "the chain is over"
-        )
+        guard.until_recovered()
         after = guard.until_running(*ids)
         assert not set(before.values()) & set(after.values())
         assert guard.state()["chains_count"] == 1
 
 
+BEATS = """
+import time
+from procguard.client import beat
+for n in range(10 ** 6):
+    beat()
+    time.sleep(0.05)
+    if n == 10:
+        open("beats", "w")
+"""
+
+
 def test_a_worker_that_beat_and_fell_silent_is_replaced(tmp_path: Path) -> None:
     port = free_ports()
-    beats = "from procguard.client import beat; import time\nfor n in range(10**6):\n beat(); time.sleep(0.05); n == 10 and open('beats', 'w')"
     zmq = {"adapter_type": "zmq", "adapter_config": {"port_base": port}}
     entry = worker(
-        "a", [sys.executable, "-c", beats], working_dir=str(tmp_path), env={"PYTHONPATH": str(REPOSITORY)}
+        "a", [sys.executable, "-c", BEATS], working_dir=str(tmp_path), env={"PYTHONPATH": str(REPOSITORY)}
     )
     with Guard(tmp_path, [entry], communication=zmq, monitoring=QUICK) as guard:
         guard.start()
@@ -184,7 +192,7 @@ def test_a_guard_killed_and_started_again_adopts_its_workers_and_guards_them(tmp
         assert all(one["adopted"] for one in guard.workers().values())
         assert guard.state()["chains_count"] == 0
         os.kill(before["a"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         after = guard.until_running("a", "b")
         assert not set(before.values()) & set(after.values())
         assert environ_of(after["a"])["PROCGUARD_TASKS"] == '["s0"]'
@@ -214,9 +222,16 @@ def test_workers_that_are_to_die_with_their_guard_do(tmp_path: Path) -> None:
         assert lives(pids["b"])
 
 
+DEAF = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open("deaf", "w")
+time.sleep(1000)
+"""
+
+
 def test_sigterm_leaves_nothing_and_a_second_one_does_not_wait(tmp_path: Path) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('deaf', 'w'); time.sleep(1000)"
-    workers = [worker("a"), worker("b", python(stubborn), stop_timeout=1000, working_dir=str(tmp_path))]
+    workers = [worker("a"), worker("b", python(DEAF), stop_timeout=1000, working_dir=str(tmp_path))]
     with Guard(tmp_path, workers) as guard:
         guard.start()
         pids = guard.until_running("a", "b")
@@ -231,10 +246,7 @@ def test_sigterm_leaves_nothing_and_a_second_one_does_not_wait(tmp_path: Path) -
 
 
 def test_what_ignores_sigterm_is_killed_after_its_time(tmp_path: Path) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('deaf', 'w'); time.sleep(1000)"
-    with Guard(
-        tmp_path, [worker("a", python(stubborn), stop_timeout=0.2, working_dir=str(tmp_path))]
-    ) as guard:
+    with Guard(tmp_path, [worker("a", python(DEAF), stop_timeout=0.2, working_dir=str(tmp_path))]) as guard:
         guard.start()
         pid = guard.until_running("a")["a"]
         guard.until((tmp_path / "deaf").exists, "it is deaf")
@@ -252,7 +264,7 @@ def test_what_an_operator_stopped_stays_down_also_after_a_crash_of_the_guard(tmp
         pids = guard.until_running("a", "b")
         guard.ask("stop", ids=["a"], force=False)
         os.kill(pids["b"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         guard.until_running("b")
         assert guard.states()["a"] == "stopped"
         guard.kill()
@@ -319,7 +331,7 @@ def test_workers_start_after_those_they_depend_on_also_in_a_recovery(tmp_path: P
         guard.start()
         pids = guard.until_running("a", "b", "c")
         os.kill(pids["a"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         assert [event["worker_id"] for event in guard.events("started")] == ["c", "b", "a"] * 2
 
 
@@ -378,7 +390,7 @@ def test_what_a_worker_leaves_behind_is_swept_before_it_starts_again(tmp_path: P
 
 
 def test_a_worker_that_floods_stdout_harms_nobody(tmp_path: Path) -> None:
-    floods = "import sys\nwhile True: sys.stdout.write('x' * 4095 + '\\n')"
+    floods = "import sys, time\nwhile True: sys.stdout.write(('x' * 99 + '\\n') * 200); time.sleep(0.001)"
     rotation = {"max_bytes": 1 << 20, "backups": 1}
     with Guard(
         tmp_path, [worker("a", python(floods), log_rotation=rotation), worker("b")], recovery=APART
@@ -388,7 +400,7 @@ def test_a_worker_that_floods_stdout_harms_nobody(tmp_path: Path) -> None:
         log = guard.log("a")
         guard.until(log.with_name(log.name + ".1").exists, "its log has begun anew")
         os.kill(pids["b"], signal.SIGKILL)
-        guard.until(lambda: guard.events("recovery")[1:], "the chain is over")
+        guard.until_recovered()
         assert guard.until_running("a", "b")["a"] == pids["a"]
 
 
@@ -470,3 +482,21 @@ def test_the_end_of_the_terminal_and_ctrl_c_end_it_in_good_order(
         assert guard.wait() == 0
         assert f"by {number.name}" in guard.said
         assert not guard.processes()
+
+
+@pytest.mark.xfail(reason="the monitor takes an adopted worker for one that has just started")
+def test_a_worker_that_was_ready_under_an_earlier_guard_is_not_asked_again(tmp_path: Path) -> None:
+    ready = NOTIFIES.replace("WATCHDOG=1", "STATUS=x")
+    entry = worker("a", python(ready), worker_type="notify", start_period=0.5)
+    with Guard(tmp_path, [entry, worker("b", depends_on=["a"])], recovery=APART) as guard:
+        guard.start()
+        pids = guard.until_running("a", "b")
+        guard.until(lambda: guard.workers()["a"]["health"] == "healthy", "it is ready")
+        guard.kill()
+        os.kill(pids["b"], signal.SIGKILL)
+        guard.start()
+        guard.until(
+            lambda: guard.snapshot() and guard.workers()["a"]["health"] != "starting", "its time is over"
+        )
+        assert guard.until_running("a", "b")["a"] == pids["a"]
+        assert guard.workers()["a"]["health"] == "healthy"

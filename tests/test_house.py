@@ -91,6 +91,7 @@ ROOMS = {
     "supervisor.chronicle": "shell",
     "supervisor.commands": "shell",
     "supervisor.guard": "door",
+    "supervisor.ready_workers": "shell",
     "supervisor.systemd": "shell",
     "validation": "model",
     "supervisor.budget": "pure",
