@@ -43,7 +43,8 @@ def test_a_death_stops_all_and_starts_all_each_with_its_tasks(tmp_path: Path) ->
         assert shown["a"]["restarts"] == 1
         assert shown["b"]["last_exit"]["text"] == "stopped for a recovery"
         assert shown["b"]["restarts"] == 0, "a healthy one that was stopped with it is not counted"
-        [report] = list((guard.state_file.with_suffix(".d") / "failures").iterdir())
+        reports = guard.state_file.with_suffix(".d") / "failures"
+        [report] = guard.until(lambda: list(reports.glob("*.json")), "there is a report")
         assert "SIGKILL" in report.read_text()
         assert guard.stop() == 0
 
