@@ -195,8 +195,15 @@ class ProcGuard:
                 self._wake.clear()
                 service.alive()
             service.stopping(self._reason or "asked to stop")
-            _log.info("Guard stops: %s", self._reason or "asked to")
+            self._tell_of_stop()
         return self._exit_code
+
+    def _tell_of_stop(self) -> None:
+        """And of what it may have to wait for; nobody at a terminal should have to guess."""
+        living = [w for w, status in self.process_manager.statuses().items() if status.pid is not None]
+        longest_s = max((w.stop_timeout for w in self._loaded().workers if w.worker_id in living), default=0)
+        waits = f"; {len(living)} workers have up to {longest_s:g} s to end, or none if told once more"
+        _log.info("Guard stops: %s%s", self._reason or "asked to", waits if living else "")
 
     def stop(self) -> None:
         """Have ``run`` stop all workers and return; from any thread. Said again: with SIGKILL at once."""
@@ -350,11 +357,12 @@ class ProcGuard:
         elif outcome.failed:
             for worker_id, why in outcome.left_out:
                 self.chronicle.add("left_out", f"stays out: {why}", worker_id)
-                _log.warning("%s stays out: %s", worker_id, why)
             text = f"recovery of {', '.join(outcome.failed)}: {outcome.kind.value}"
             text += f" in {outcome.duration_s:.1f} s" if outcome.duration_s else ""
             self.chronicle.add("recovery", text)
-            _log.info("%s", text)
+            if outcome.left_out:
+                out = "; ".join(f"{worker_id} stays out: {why}" for worker_id, why in outcome.left_out)
+                _log.warning("%s; %s", text[0].upper() + text[1:], out)
 
     # --- the end
 
