@@ -5,8 +5,8 @@
 
 It wires and it waits. Processes are the manager's, health is the monitor's, what happens after a failure is
 the failure handler's, what must not be forgotten the state's; here stands who hears of what from whom.
-Nothing long is done on a thread that others wait for: a start or a chain runs on the monitor's thread for
-failures or on that of ``_Afterwards``, never on the process loop or in a signal handler.
+Nothing long is done on a thread that others wait for: a chain has a thread of its own, a start runs on that
+of ``_Afterwards``, and neither on the process loop or on the monitor's. A signal handler only leaves word.
 
 ``run`` ends when it is told to (SIGTERM, SIGINT, SIGHUP, ``stop``), when the recovery gives up, or when every
 worker has come to its end and none will start again. A guard without workers runs until it is told to stop.
@@ -15,6 +15,7 @@ worker has come to its end and none will start again. A guard without workers ru
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -40,6 +41,7 @@ from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
 from procguard.supervisor.health_words import HealthStatus
 from procguard.supervisor.manager import ProcessManager
 from procguard.supervisor.monitor import ProcessMonitor
+from procguard.supervisor.ready_workers import ReadyWorkers
 from procguard.supervisor.recovery import FailureHandler
 from procguard.supervisor.state import StateManager
 from procguard.supervisor.state_file import WorkerRecord
@@ -49,6 +51,10 @@ from procguard.supervisor.worker_events import WorkerEnded, WorkerEvent, WorkerS
 _log = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
+NO_PROCESS = 0
+"""In place of a pid: the one that failed is gone. Whatever runs by now has taken its place."""
+STOP_BEGINS_S = 1.0
+STOP_POLL_S = 0.001
 FOLDER_SUFFIX = ".d"
 """The guard's folder beside its state file: records, logs, failure reports."""
 _OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
@@ -79,6 +85,9 @@ class ProcGuard:
         self._initialized = False
         self._stop_asked = threading.Event()
         self._wake = threading.Event()
+        self._started = False
+        self._noting = threading.Lock()
+        self._noted: RecoveryOutcome | None = None
         self._exit_code = 0
         self._reason = ""
         self._started_at = time.time()
@@ -130,7 +139,7 @@ class ProcGuard:
         self.communication_adapter: CommunicationAdapter = make_adapter(config)
         self.failure_handler = FailureHandler(
             self.state_manager,
-            self.process_manager,
+            ReadyWorkers(self.process_manager, self.process_monitor),
             config.recovery.model_dump(),
             adapter=self.communication_adapter,
             checkpoint=self.checkpoint_adapter,
@@ -153,9 +162,12 @@ class ProcGuard:
     def start_workers(self) -> bool:
         """Take over the workers that live, finish what an earlier guard began, and start the others.
 
-        Returns whether all who are to run do, or are about to.
+        Returns whether all who are to run do, or are about to. Called again, it does nothing.
         """
         self.initialize_components()
+        if self._started:
+            return self.failure_handler.gave_up is None
+        self._started = True
         self._begin_to_listen()
         adopted = self.process_manager.adopt()
         if adopted:
@@ -167,12 +179,12 @@ class ProcGuard:
     def run(self) -> int:
         """Guard until the end; the exit code. On the main thread it ends at SIGTERM, SIGINT and SIGHUP."""
         with contextlib.ExitStack() as at_exit:
+            at_exit.enter_context(_signals(self._signalled))  # also while it closes: said again, it forces
             at_exit.callback(self.close)
             self._loaded()
             self.setup_logging()
             self.initialize_components()
             service = ServiceManager(os.environ)
-            at_exit.enter_context(_signals(self._signalled))
             _log.info("Guard of %d workers, %s", len(self._loaded().workers), self.config_path)
             if self._loaded().web.enabled:
                 _log.warning("web.enabled = true has no effect: this version serves no HTTP")
@@ -183,12 +195,19 @@ class ProcGuard:
                 self._wake.clear()
                 service.alive()
             service.stopping(self._reason or "asked to stop")
-            _log.info("Guard stops: %s", self._reason or "asked to")
+            self._tell_of_stop()
         return self._exit_code
+
+    def _tell_of_stop(self) -> None:
+        """And of what it may have to wait for; nobody at a terminal should have to guess."""
+        living = [w for w, status in self.process_manager.statuses().items() if status.pid is not None]
+        longest_s = max((w.stop_timeout for w in self._loaded().workers if w.worker_id in living), default=0)
+        waits = f"; {len(living)} workers have up to {longest_s:g} s to end, or none if told once more"
+        _log.info("Guard stops: %s%s", self._reason or "asked to", waits if living else "")
 
     def stop(self) -> None:
         """Have ``run`` stop all workers and return; from any thread. Said again: with SIGKILL at once."""
-        if self._stop_asked.is_set() and self._initialized:
+        if self._stop_asked.is_set() and self._started:
             threading.Thread(target=self._force, name="procguard-force").start()
         self._stop_asked.set()
         self._wake.set()
@@ -255,12 +274,18 @@ class ProcGuard:
             log = _log.info if event.exit.kind in (ExitKind.CLEAN, ExitKind.OPERATOR) else _log.warning
             log("%s has ended: %s", worker_id, event.exit.text)
             if event.exit.kind is ExitKind.CLEAN and self._restarts_always(worker_id):
-                self._afterwards.call(lambda: self._note(self.failure_handler.handle_end([worker_id])))
+                threading.Thread(
+                    target=self._run_again, args=(worker_id,), name="procguard-again", daemon=True
+                ).start()
             self._afterwards.call(self._look_whether_over)
         elif isinstance(event, WorkerUnkillable):
             text = "outlives SIGKILL; no longer waited for (see its /proc entry: state D waits for a device)"
             self.chronicle.add("unkillable", text, worker_id, event.at)
             _log.error("%s (pid %s) %s", worker_id, event.pid, text)
+
+    def _run_again(self, worker_id: str) -> None:
+        """It may have to wait for its turn."""
+        self._recovered(self.failure_handler.handle_end([worker_id]))
 
     def _heard(self, worker_id: str) -> None:
         self.process_monitor.heartbeat(worker_id)
@@ -270,37 +295,59 @@ class ProcGuard:
         self.chronicle.add("health", f"{status.value}{why}", worker_id)
 
     def _failed(self, worker_ids: list[str]) -> None:
-        """On the monitor's thread for failures, which waits until this is over."""
+        """On the monitor's thread for failures, which must go on telling: what fails now joins this chain."""
+        pids, hung = {}, {}
         for worker_id in worker_ids:
-            if self.process_monitor.get_status(worker_id) not in (HealthStatus.DEAD, HealthStatus.ZOMBIE):
-                self._stop_hung(worker_id, "; ".join(self.process_monitor.get_reasons(worker_id)))
-        self._recover(worker_ids)
-
-    def _stop_hung(self, worker_id: str, why: str) -> None:
-        """Not as a part of the chain, so that it is the watchdog's kill, and its reason is remembered."""
-        if self._loaded().recovery.enable_auto_recovery:
-            self.process_manager.stop_worker(worker_id, reason=StopReason.WATCHDOG, because=why)
+            pid = self.process_manager.get_worker_status(worker_id).pid  # asked first: not of a later process
+            health = self.process_monitor.get_status(worker_id)
+            if health in (HealthStatus.UNRESPONSIVE, HealthStatus.UNHEALTHY) and pid is not None:
+                pids[worker_id], hung[worker_id] = pid, "; ".join(self.process_monitor.get_reasons(worker_id))
+            elif health not in (HealthStatus.HEALTHY, HealthStatus.STARTING):  # else replaced, or well again
+                pids[worker_id] = NO_PROCESS
+        if pids:
+            self._recover(list(pids), pids, hung)
 
     def _told_of_failures(self, failures: Sequence[WorkerFailure]) -> None:
         """On the adapter's thread."""
+        statuses = self.process_manager.statuses()
         for failure in failures:
             self.chronicle.add("told", f"the lighthouse says: {failure.reason}", failure.worker_id)
-        self._afterwards.call(lambda: self._recover_told(failures))
-
-    def _recover_told(self, failures: Sequence[WorkerFailure]) -> None:
-        statuses = self.process_manager.statuses()
         present = [f for f in failures if f.worker_id in statuses and _is_about(f, statuses[f.worker_id].pid)]
-        for failure in present:
-            self._stop_hung(failure.worker_id, failure.reason)
+        pids = {failure.worker_id: failure.pid for failure in present if failure.pid}
+        hung = {failure.worker_id: failure.reason for failure in present}
         if present:
-            self._recover([failure.worker_id for failure in present])
+            self._afterwards.call(lambda: self._recover(list(hung), pids, hung))
 
-    def _recover(self, worker_ids: list[str]) -> None:
-        self.chronicle.add("recovery", f"recovery of {', '.join(worker_ids)} begins")
+    def _recover(self, worker_ids: Sequence[str], pids: Mapping[str, int], hung: Mapping[str, str]) -> None:
+        """Begin a recovery; ``hung``: who of them still lives, and why that is no life."""
+        self.chronicle.add("recovery", f"recovery of {', '.join(worker_ids)} is asked for")
+        if self._loaded().recovery.enable_auto_recovery:
+            self._begin_to_stop(hung)
         try:
-            self._note(self.failure_handler.handle_failure(worker_ids))
+            self.failure_handler.report_failure(worker_ids, pids=pids, then=self._recovered)
         except UsageError as error:  # none of them is known any more
             _log.warning("No recovery: %s", error)
+
+    def _begin_to_stop(self, hung: Mapping[str, str]) -> None:
+        """Before the chain does it for another reason: so it is the watchdog's kill, and told as that."""
+        for worker_id, why in hung.items():
+            stop = functools.partial(
+                self.process_manager.stop_worker, worker_id, reason=StopReason.WATCHDOG, because=why
+            )
+            threading.Thread(target=stop, name="procguard-hung", daemon=True).start()
+        until = time.monotonic() + STOP_BEGINS_S
+        while time.monotonic() < until:
+            statuses = self.process_manager.statuses()
+            if not any(statuses[w].state is WorkerState.RUNNING for w in hung if w in statuses):
+                return
+            time.sleep(STOP_POLL_S)
+
+    def _recovered(self, outcome: RecoveryOutcome) -> None:
+        """On the thread of whoever waited for the chain; several may have waited for one."""
+        with self._noting:
+            if outcome is not self._noted:
+                self._noted = outcome
+                self._note(outcome)
         self._afterwards.call(self._look_whether_over)
 
     def _note(self, outcome: RecoveryOutcome) -> None:
@@ -310,11 +357,12 @@ class ProcGuard:
         elif outcome.failed:
             for worker_id, why in outcome.left_out:
                 self.chronicle.add("left_out", f"stays out: {why}", worker_id)
-                _log.warning("%s stays out: %s", worker_id, why)
             text = f"recovery of {', '.join(outcome.failed)}: {outcome.kind.value}"
             text += f" in {outcome.duration_s:.1f} s" if outcome.duration_s else ""
             self.chronicle.add("recovery", text)
-            _log.info("%s", text)
+            if outcome.left_out:
+                out = "; ".join(f"{worker_id} stays out: {why}" for worker_id, why in outcome.left_out)
+                _log.warning("%s; %s", text[0].upper() + text[1:], out)
 
     # --- the end
 
@@ -436,16 +484,30 @@ def _logging(config: LoggingConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(told: Callable[[int], None]) -> Iterator[None]:
-    """While it lasts, signals that ask for an end are told; on another thread than the main one, none are."""
+    """While it lasts, signals that ask for an end are told; on another thread than the main one, none are.
+
+    A handler runs in the middle of whatever the main thread does, and that may hold any lock. So it takes
+    none itself: it only puts the signal's number where a thread waits for it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    given: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def tell() -> None:
+        while number := given.get():
+            told(number)
+
+    teller = threading.Thread(target=tell, name="procguard-signals", daemon=True)
+    teller.start()
     before = {}
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            before[number] = signal.signal(number, lambda given, frame: told(given))
+            before[number] = signal.signal(number, lambda number, frame: given.put(number))
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        given.put(0)
+        teller.join()
