@@ -28,6 +28,7 @@ class Beginning:
 
     pid: int
     at: float | None = None
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def of_worker_event(event: Any) -> Beginning | Ending | None:
     """What an event of the process manager says; None for one that is neither a start nor an end."""
     match type(event).__name__:
         case "WorkerStarted":
-            return Beginning(event.pid, event.at)
+            return Beginning(event.pid, event.at, getattr(event, "adopted", False))
         case "WorkerEnded":
             exit = {name: getattr(event.exit, name, None) for name in _EXIT_FIELDS}
             exit["kind"] = kind = str(getattr(exit["kind"], "value", exit["kind"]))

@@ -127,6 +127,7 @@ class Patient:
             case Started():
                 self.pid = event.pid
                 self._begin(now)
+                self._ready = event.adopted
                 return ()
             case Ended():
                 return self._end(event, now)

@@ -476,7 +476,7 @@ class ProcessMonitor:
         self._let_go(watched)
         watched.begin(pid, self._wall_clock() if beginning.at is None else beginning.at)
         self._beating.discard(worker_id)
-        self._step(worker_id, Started(pid), now)
+        self._step(worker_id, Started(pid, beginning.adopted), now)
         self._worker_of_pid[pid] = worker_id
         self._attach(watched, pid)
         self._claim(worker_id, pid, now)
