@@ -56,6 +56,8 @@ NO_PROCESS = 0
 NAMES_TOLD_MAX = 5
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
+_RESTORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Which it ignores itself, and ``subprocess`` sets right for children."""
 FOLDER_SUFFIX = ".d"
 """The guard's folder beside its state file: records, logs, failure reports."""
 _OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
@@ -505,8 +507,12 @@ def _signals(told: Callable[[int], None]) -> Iterator[None]:
     teller = threading.Thread(target=tell, name="procguard-signals", daemon=True)
     teller.start()
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in _RESTORED_BY_PYTHON:
+            # As under nohup, or behind a shell's "&". We go on ignoring it; but workers would inherit that,
+            # and be deaf to their stop_signal. A signal that is caught is a default again after exec.
+            before[number] = signal.signal(number, lambda number, frame: None)
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             before[number] = signal.signal(number, lambda number, frame: given.put(number))
     try:
         yield
