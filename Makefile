@@ -23,6 +23,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.quorum
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.heal
+	$(BIN)/python -m benchmarks.restart
 
 chaos: $(READY)
 	$(BIN)/python -m pytest -q -m "chaos or not chaos" tests/chaos

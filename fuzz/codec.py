@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 
 from benchmarks.report import Case, Report, Target, new_report
+from fuzz import control_lines
 from fuzz.mutation import Frame, Mutator, frame_of, frames_of
 from procguard.client import state_stream
 from procguard.client.group_words import GROUP, FromRank, FromServer
@@ -214,10 +215,11 @@ def decoders() -> dict[str, Decoder]:
         "guard": Decoder(guard.hostile, lambda payload: judge_message(GUARD, payload)),
         "link": Decoder(link.hostile, judge_link),
         "state": Decoder(streams.hostile, streams.judge),
+        "control": Decoder(control_lines.hostile, control_lines.judge),
     }
 
 
-TURNS = ("wire",) * 5 + ("guard",) * 2 + ("group", "link", "state")
+TURNS = ("wire",) * 6 + ("guard",) * 2 + ("group", "link", "state", "control")
 """Whose turn input ``n`` is, by ``n`` modulo their number."""
 
 

@@ -21,7 +21,7 @@ import click
 from procguard.env import parse_seconds
 from procguard.errors import GuardError, GuardUnreachable, UsageError
 from procguard.guard_finding import Found, find_guard, guard_flags
-from procguard.guard_logs import Following, WholeLines, tail
+from procguard.guard_logs import Following, WholeLines
 from procguard.guard_view import Line, Mood, as_text, event_line, picture, task_rows
 from procguard.plain_text import table
 from procguard.supervisor.control_client import ControlClient
@@ -84,7 +84,7 @@ def _chosen(verb: str, names: Sequence[str], everybody: bool) -> list[str] | Non
         raise UsageError(f"--all and {names[0]} both say which workers; leave one out")
     if not everybody and not names:
         raise UsageError(
-            f"which workers? `procguard {verb} WORKER...`, or --all; `procguard status` lists them"
+            f"which workers? Say `procguard {verb} WORKER...`, or --all; `procguard status` lists them"
         )
     return None if everybody else list(names)
 
@@ -326,17 +326,15 @@ def logs(
     with _client(find_guard(config, socket), timeout) as client:
         paths = log_paths(client, name, stream)
         printer = LogPrinter(name, json_wanted=json_wanted, several=len(paths) > 1)
-        ends = {}
-        for which, path in paths.items():
-            lines, ends[which] = tail(path, count)
-            printer.add(which, lines)
+        following = {which: Following(path) for which, path in paths.items()}
+        for which, file in following.items():
+            printer.add(which, file.tail(count))
             if not follow:
                 printer.end(which)
-        if not follow:
-            return
-        following = {which: Following(path, ends[which]) for which, path in paths.items()}
-        with suppress(KeyboardInterrupt):
-            follow_logs(client, name, stream, following, printer, time.sleep)
+                file.close()
+        if follow:
+            with suppress(KeyboardInterrupt):
+                follow_logs(client, name, stream, following, printer, time.sleep)
 
 
 def log_paths(client: ControlClient, name: str, stream: str | None) -> dict[str, Path]:

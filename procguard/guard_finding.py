@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import yaml
 
 from procguard.env import GUARD_SOCKET, guard_folders, parse_path
-from procguard.errors import GuardUnreachable, UsageError
+from procguard.errors import ConfigError, GuardUnreachable, UsageError
+from procguard.supervisor.control_client import user_name
 from procguard.supervisor.control_socket import listener_pid, socket_places
 from procguard.supervisor.guard_register import Entry, running
 
@@ -110,26 +110,16 @@ def _somebody_listens(place: Path) -> bool:
 
 def _state_file_in(config: Path) -> Path:
     """``state.state_file`` of the file, whatever else is wrong with it."""
+    from procguard.config import ConfigLoader  # here, so that a verb without --config does not load it
+
     try:
-        with config.open("rb") as file:
-            content = yaml.safe_load(file.read(CONFIG_BYTES_MAX))
-    except OSError as error:
-        raise UsageError(f"--config {config}: {error.strerror}; name the guard's YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        content = None
-    state = content.get("state") if isinstance(content, dict) else None
-    named = state.get("state_file") if isinstance(state, dict) else None
-    text = named if isinstance(named, str) and named else STATE_FILE_DEFAULT
-    return config.absolute().parent / os.path.expanduser(text)
+        return ConfigLoader(config).state_file()
+    except ConfigError as error:
+        raise UsageError(f"--config: {error}") from None
 
 
 def _user() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"uid {os.geteuid()}"
+    return user_name(os.geteuid())
 
 
 def guard_flags(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,8 @@
 """``procguard status --watch`` of a guard: a picture that stays on the screen, or a snapshot for each change.
 
-On a terminal it is drawn on the alternate screen, so that Ctrl-C leaves the shell as it was. Without one,
-with ``--json``, or where rich is not installed, the picture is printed each time when more has changed
-than ages and amounts. A guard that is away is said, with since when, and asked again: it may be starting
-anew.
+On a terminal it is drawn on the alternate screen, so that Ctrl-C leaves the shell as it was. Without one, or
+with ``--json``, the picture is printed each time when more has changed than ages and amounts. A guard that
+is away is said, with since when, and asked again: it may be starting anew.
 
 rich is imported here alone, and only when it is used.
 """
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import click
@@ -52,9 +50,7 @@ class Screen(Protocol):
 def watch_guard(client: ControlClient, *, json_wanted: bool) -> None:
     """Until Ctrl-C."""
     with suppress(KeyboardInterrupt):
-        if json_wanted or not sys.stdout.isatty() or find_spec("rich") is None:
-            if sys.stdout.isatty() and not json_wanted:
-                click.echo("`pip install rich` makes this a live picture", err=True)
+        if json_wanted or not sys.stdout.isatty():
             watch(client, Printed(json_wanted), time.sleep)
         else:
             with _terminated_like_interrupted(), live_screen() as screen:

@@ -155,6 +155,8 @@ class WorkerConfig(BaseModel):
     stop_timeout: Seconds = 10.0
     start_period: Seconds = 30.0
     depends_on: Names = ()
+    takes_tasks: bool = True
+    """Whether it may be given the tasks of a worker that failed."""
     tasks: Annotated[
         tuple[Annotated[str, AfterValidator(_task)], ...],
         BeforeValidator(_tuple),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import tempfile
 
@@ -15,7 +14,11 @@ for name in [name for name in os.environ if name.startswith(("PROCGUARD_", "TORC
 # Nor must a guard that runs here: where tests look for guards there are their own alone.
 _runtime = tempfile.TemporaryDirectory(prefix="pg-")
 os.environ["PROCGUARD_RUNTIME_DIR"] = _runtime.name
-atexit.register(_runtime.cleanup)
+
+
+def pytest_unconfigure() -> None:
+    _runtime.cleanup()
+
 
 # On a loaded machine any example may be slow; a failure prints the line that replays it.
 settings.register_profile("procguard", deadline=None, print_blob=True)

@@ -497,7 +497,6 @@ def test_the_end_of_the_terminal_and_ctrl_c_end_it_in_good_order(
         assert not guard.processes()
 
 
-@pytest.mark.xfail(reason="the monitor takes an adopted worker for one that has just started")
 def test_a_worker_that_was_ready_under_an_earlier_guard_is_not_asked_again(tmp_path: Path) -> None:
     ready = NOTIFIES.replace("WATCHDOG=1", "STATUS=x")
     entry = worker("a", python(ready), worker_type="notify", start_period=0.5)

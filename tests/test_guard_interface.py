@@ -55,6 +55,7 @@ workers:
     start_period: 0.2
     depends_on: []
     tasks: [shard-0]
+    takes_tasks: true
     log_file: trainer-0.log
     log_rotation: {max_bytes: 1048576, backups: 2}
     on_supervisor_death: kill

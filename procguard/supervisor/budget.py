@@ -5,6 +5,9 @@ Pure: the caller says what time it is.
 
 from __future__ import annotations
 
+ROUNDING = 1e-6
+"""Who waited for as long as he was told is not sent away because of a float's last digit."""
+
 
 class Budget:
     """Starts full.
@@ -24,10 +27,16 @@ class Budget:
     def take(self, cost: float, now: float) -> bool:
         """Spend ``cost`` if it is there."""
         self._refill(now)
-        if self._left < cost:
+        if self._left < cost - ROUNDING:
             return False
         self._left -= cost
         return True
+
+    def spend(self, cost: float, now: float) -> float:
+        """Spend ``cost`` though it may not be there; how many seconds to pause until the debt is paid."""
+        self._refill(now)
+        self._left -= cost
+        return max(0.0, -self._left / self._per_s)
 
     def wait_s(self, cost: float, now: float) -> float:
         """Seconds until ``cost`` will be there."""

@@ -12,7 +12,6 @@ killed guard forgets would put a task on two workers; the failed worker restarts
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from procguard.errors import StateError
 from procguard.supervisor import plan, tasks
 from procguard.supervisor.crew import Crew
 from procguard.supervisor.exits import StopReason
+from procguard.supervisor.muster import Muster
 from procguard.supervisor.plan import Decision, Journal, Step
 from procguard.supervisor.recovery_settings import RecoverySettings
 from procguard.supervisor.restarts import delay_after
@@ -115,6 +115,7 @@ class Chain:
         self,
         state: StateManager,
         crew: Crew,
+        muster: Muster,
         settings: RecoverySettings,
         *,
         checkpoint: Checkpoints | None,
@@ -128,6 +129,7 @@ class Chain:
     ) -> None:
         self._state = state
         self._crew = crew
+        self._muster = muster
         self._settings = settings
         self._checkpoint = checkpoint
         self._wait_ready = wait_ready
@@ -192,11 +194,8 @@ class Chain:
             self._crew.states()
         )  # a worker may be gone from the configuration since the journal was written
         due = {w: records[w].start_due or 0.0 for w in journal.start if w in records and w in known}
-        troubles = self._crew.start(
-            due,
-            still_wanted=self._still_wanted,
-            deadline=self._deadline,
-            interrupted=lambda: self._closing() or self._overtaken(journal),
+        troubles = self._muster.start_when_due(
+            due, deadline=self._deadline, interrupted=lambda: self._closing() or self._overtaken(journal)
         )
         if troubles and (journal.stop_all or not self._last_attempt(journal)):
             return "; ".join(f"{worker_id} {why}" for worker_id, why in sorted(troubles.items()))
@@ -205,8 +204,7 @@ class Chain:
         return ""
 
     def _await_ready(self, journal: Journal) -> str:
-        awaited = [worker_id for worker_id in journal.start if self._still_wanted(worker_id)]
-        while awaited and not self._ready(awaited):
+        while (awaited := self._wanted(journal)) and not self._ready(awaited):
             if self._closing() or self._overtaken(journal):
                 return ""
             if self._clock() >= self._deadline:
@@ -216,8 +214,7 @@ class Chain:
 
     def _resume(self, journal: Journal) -> str:
         if self._checkpoint is not None:
-            started = tuple([worker_id for worker_id in journal.start if self._still_wanted(worker_id)])
-            self._hook("after_restart", self._checkpoint.after_restart, started)
+            self._hook("after_restart", self._checkpoint.after_restart, self._wanted(journal))
         self._advance()
         return ""
 
@@ -246,7 +243,7 @@ class Chain:
                 return
             except StateError as error:
                 _log.error("No task is reassigned, because that could not be written: %s", error)
-        self._commit(lambda document: change(document, False))
+        self._state.update_anyway(lambda document: change(document, False))
         self._told(self._state.document)
 
     def _told(self, document: Document) -> None:
@@ -275,7 +272,8 @@ class Chain:
             journal = replace(plan.advanced(journal), start=start, left_out=tuple(sorted(left_out.items())))
             return replace(with_workers(document, changed), recovery=journal)
 
-        self._commit(change)
+        last = self._journal().steps[-1] is Step.RESTART
+        self._state.update_anyway(change, later=last)  # then the end of the chain is written right after it
 
     def _join(self) -> tuple[str, ...]:
         """Take in who failed meanwhile; whom that stops, empty if nobody did."""
@@ -331,7 +329,7 @@ class Chain:
             self._set_journal(plan.again(journal, trouble, from_the_stop=from_the_stop))
             self._pause(delay_after(journal.attempt, ATTEMPT_DELAY_S, ATTEMPT_DELAY_MAX_S, self._chance()))
         elif journal.stop_all:
-            why = f"{trouble}; given up after {journal.attempt} attempts"
+            why = f"{trouble}; given up after attempt {journal.attempt}"
             self._set_journal(replace(journal, hopeless=why))
         else:
             _log.error("Recovery attempt %d, the last, failed: %s", journal.attempt, trouble)
@@ -344,7 +342,9 @@ class Chain:
         outcome = self._outcome(OutcomeKind.GAVE_UP, journal, reason, EXIT_GAVE_UP)
         _log.error("Recovery gives up: %s", reason)
         gave_up = GaveUp(reason, EXIT_GAVE_UP, journal.started_at)
-        self._commit(lambda document: replace(document, recovery=None, gave_up=gave_up), durable=True)
+        self._state.update_anyway(
+            lambda document: replace(document, recovery=None, gave_up=gave_up), durable=True
+        )
         if alive := self._crew.stop(self._crew.states(), StopReason.RECOVERY):
             _log.error("%s could not be stopped", ", ".join(sorted(alive)))
         return outcome
@@ -378,10 +378,9 @@ class Chain:
     def _last_attempt(self, journal: Journal) -> bool:
         return journal.attempt >= self._settings.max_recovery_attempts
 
-    def _still_wanted(self, worker_id: str) -> bool:
-        """No operator has stopped it meanwhile."""
-        record = self._state.document.workers.get(worker_id)
-        return record is None or record.wanted is not False
+    def _wanted(self, journal: Journal) -> tuple[str, ...]:
+        """Who was started and has not been stopped by an operator since."""
+        return tuple([worker_id for worker_id in journal.start if self._muster.wants(worker_id)])
 
     def _journal(self) -> Journal:
         journal = self._state.document.recovery
@@ -392,12 +391,7 @@ class Chain:
         self._set_journal(plan.advanced(self._journal()))
 
     def _set_journal(self, journal: Journal | None) -> None:
-        self._commit(lambda document: replace(document, recovery=journal))
-
-    def _commit(self, change: Callable[[Document], Document], durable: bool = False) -> None:
-        """Write a change, or go on in memory. A power failure may undo it: it ends the processes as well."""
-        with contextlib.suppress(StateError):  # told by the state itself
-            self._state.update(change, durable=durable)
+        self._state.update_anyway(lambda document: replace(document, recovery=journal))
 
 
 def _after(document: Document, decision: Decision) -> Document:

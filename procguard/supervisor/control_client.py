@@ -7,6 +7,7 @@ timeout.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from procguard.errors import GuardError, GuardUnreachable, ProtocolError
-from procguard.supervisor.control_socket import UNKNOWN_PID, peer_of
+from procguard.supervisor.control_socket import UNKNOWN_PID, Peer, peer_of
 from procguard.supervisor.control_verbs import READING
 from procguard.supervisor.control_words import ANSWER_BYTES_MAX, Lines, read_answer, request_line
 
@@ -115,11 +116,20 @@ class ControlClient:
                     break
                 except BlockingIOError:  # its backlog is full
                     time.sleep(CROWD_PAUSE_S)
-            self.guard_pid = peer_of(connection).pid
+            self._check(peer_of(connection))
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _check(self, guard: Peer) -> None:
+        """In a folder that others can write, somebody else may listen where our guard would."""
+        if guard.uid not in (0, os.geteuid()) and os.geteuid() != 0:
+            raise GuardError(
+                f"whoever listens at {self.path} is {user_name(guard.uid)}, not you: no guard of yours, "
+                "and not asked"
+            )
+        self.guard_pid = guard.pid
 
     def _left_s(self, until: float) -> float:
         left_s = until - self._clock()
@@ -157,12 +167,14 @@ class ControlClient:
 def _owner_of(path: Path) -> str:
     """The user whose socket this is, or whose folder, where the socket itself cannot be seen."""
     for place in (path, *path.parents):
-        try:
-            uid = os.lstat(place).st_uid
-        except OSError:
-            continue
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            return f"uid {uid}"
+        with contextlib.suppress(OSError):
+            return user_name(os.lstat(place).st_uid)
     return "another user"
+
+
+def user_name(uid: int) -> str:
+    """As people know the user; ``uid 1000`` where nobody knows."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

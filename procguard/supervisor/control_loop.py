@@ -176,8 +176,8 @@ class ControlLoop:
             self._look_at = now + LOOK_S
             self._look_around(now)
             every_second()
-        if not self._turns.take(1.0, now):
-            self._pause(self._turns.wait_s(1.0, now))
+        if (pause_s := self._turns.spend(1.0, now)) > 0:
+            self._pause(pause_s)
 
     def _wait_s(self, now: float) -> float:
         if self._answers:

@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -116,6 +116,7 @@ class Crew:
             state=state,
             wanted=record.wanted,
             out=bool(record.left_out),
+            takes_tasks=config is None or config.takes_tasks,
             may_restart=config is None or config.restart != "never",
             policy=_policy(config),
             restarts=record.restarts,
@@ -173,15 +174,17 @@ class Crew:
         self,
         due: Mapping[str, float],
         *,
-        still_wanted: Callable[[str], bool],
+        wants: Callable[[str], bool],
+        starting: AbstractContextManager[object],
         deadline: float,
-        interrupted: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool],
     ) -> dict[str, str]:
         """Start these workers, those first that others depend on; who could not be started, and why.
 
         Args:
             due: when each of them starts, at the earliest; monotonic seconds.
-            still_wanted: asked right before each start.
+            wants: asked right before each start; False leaves it out.
+            starting: held for each start, with the question before it.
             deadline: until then a worker waits for those it depends on; then it starts without.
             interrupted: asked while waiting; True ends it all, with the rest not started.
         """
@@ -193,8 +196,9 @@ class Crew:
             if not self._await(needed, due, deadline, interrupted):
                 return troubles
             for worker_id in group:
-                if still_wanted(worker_id) and (why := self._start(worker_id, due[worker_id])):
-                    troubles[worker_id] = why
+                with starting:
+                    if wants(worker_id) and (why := self._start(worker_id, due[worker_id])):
+                        troubles[worker_id] = why
             began |= set(group) - troubles.keys()
         return troubles
 

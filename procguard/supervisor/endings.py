@@ -1,4 +1,4 @@
-"""How a worker ended, as far as it matters to its health: by its own fault or not, and in which words.
+"""How a worker began and ended, as far as it matters to its health: by its own fault or not, in which words.
 
 From the process manager's word, or, for a process that is known by its pid alone, from what the kernel still
 knows. Reaps nobody: that is for the parent to do.
@@ -13,12 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from procguard.supervisor import probes
-from procguard.supervisor.health_words import Ended, Started
+from procguard.supervisor.health_words import Ended
 
-NO_FAULT = {"clean", "operator", "watchdog"}
-"""Kinds of exit that are no failure: a watchdog's kill was one already, when the worker hung."""
+NO_FAULT = {"clean", "operator", "watchdog", "unkillable"}
+"""Kinds of exit that are no failure of their own: a watchdog's kill was one already, when the worker hung,
+and what cannot be killed was to be stopped by us."""
 
 _EXIT_FIELDS = ("kind", "code", "signal", "core_dumped", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """A process of the worker runs, since ``at`` (Unix seconds), if that is known."""
+
+    pid: int
+    at: float | None = None
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +39,15 @@ class Ending:
     exit: dict[str, Any] | None = None
 
 
-def of_worker_event(event: Any) -> Started | Ending | None:
+def of_worker_event(event: Any) -> Beginning | Ending | None:
     """What an event of the process manager says; None for one that is neither a start nor an end."""
-    if (how := getattr(event, "exit", None)) is not None:
-        exit = {name: getattr(how, name, None) for name in _EXIT_FIELDS}
-        exit["kind"] = kind = str(getattr(exit["kind"], "value", exit["kind"]))
-        return Ending(Ended(kind not in NO_FAULT, str(exit["text"] or kind)), exit)
-    if isinstance(pid := getattr(event, "pid", None), int):
-        return Started(pid)
+    match type(event).__name__:
+        case "WorkerStarted":
+            return Beginning(event.pid, event.at, getattr(event, "adopted", False))
+        case "WorkerEnded":
+            exit = {name: getattr(event.exit, name, None) for name in _EXIT_FIELDS}
+            exit["kind"] = kind = str(getattr(exit["kind"], "value", exit["kind"]))
+            return Ending(Ended(kind not in NO_FAULT, str(exit["text"] or kind)), exit)
     return None
 
 

@@ -57,7 +57,7 @@ from procguard.supervisor.health_words import (
 from procguard.supervisor.idleness import Idleness
 from procguard.supervisor.url_patience import UrlPatience
 
-SAMPLES_PER_TIMEOUT = 5
+SAMPLES_PER_TIMEOUT = 4
 """An idle time is made of so many samples at most: more would cost CPU and see nothing else."""
 
 _STATUS = {
@@ -111,14 +111,9 @@ class Patient:
         """When the next ``Tick`` is wanted; None while nothing is."""
         if not self._alive:
             return None
-        times = [time for time in (self._beat_due(), self._ready_due(), self._stop_due()) if time is not None]
-        if self._sample_due is not None:
-            times.append(self._sample_due)
-        if self._url is not None:
-            times.append(self._url.due())
-        if not self._start_over and (self.rules.ready_expected or self._speaks or self._url is not None):
-            times.append(max(self._start_until, self._extended_until))
-        return min(times, default=None)
+        url_due = self._url.due() if self._url is not None else None
+        times = (self._beat_due(), self._ready_due(), self._stop_due(), self._start_due(), url_due)
+        return min((time for time in (*times, self._sample_due) if time is not None), default=None)
 
     def beats(self) -> bool:
         """Whether it has ever beaten in this life."""
@@ -132,9 +127,10 @@ class Patient:
             case Started():
                 self.pid = event.pid
                 self._begin(now)
+                self._ready = event.adopted
                 return ()
             case Ended():
-                return self._end(event)
+                return self._end(event, now)
             case Beat():
                 return self._beat(now)
         return self._step_alive(event, now) if self._alive else ()  # else word of a life that is over
@@ -184,14 +180,17 @@ class Patient:
         """Nothing waits for the end of the start period any more."""
         self._extended_until = -math.inf
         self._idle = Idleness(rules)
-        self._url = UrlPatience(rules.url, now) if rules.url and now is not None else None
+        asked = self._url.number if self._url is not None else 0
+        self._url = UrlPatience(rules.url, now, asked) if rules.url and now is not None else None
         samples = rules.idle_fails and self._alive and self.pid is not None
         self._sample_due = self._grid(self._start_until) if samples else None
 
-    def _end(self, event: Ended) -> tuple[Effect, ...]:
+    def _end(self, event: Ended, now: float) -> tuple[Effect, ...]:
         if not self._alive and self.started_at is not None:
             return ()
         self._alive = False
+        if self.started_at is None:
+            self.started_at = now  # before we came
         if not event.failed:
             self._stopped, self.verdict = True, None
             return ()
@@ -206,7 +205,7 @@ class Patient:
             if self.started_at is not None:
                 return ()  # a beat that was under way when the process ended
             self._begin(now)  # somewhere else, out of our sight
-        self._beaten_at = max(now, self._beaten_at or now)
+        self._beaten_at = now if self._beaten_at is None else max(now, self._beaten_at)
         self._sample_due = None  # from here on its beats say more than its CPU time
         return self._sign_of_life(Cause.NO_HEARTBEAT, Cause.IDLE)
 
@@ -271,6 +270,12 @@ class Patient:
         if self._stopping_since is None or self.verdict is not None:
             return None
         return max(self._stopping_since + self.rules.stop_timeout_s, self._extended_until)
+
+    def _start_due(self) -> float | None:
+        """When it counts as started, if that is to be told."""
+        if self._start_over or not (self.rules.ready_expected or self._speaks or self._url is not None):
+            return None
+        return max(self._start_until, self._extended_until)
 
     def _is_starting(self, now: float) -> bool:
         """It has told, or promised to tell, that it becomes ready, and has not yet."""

@@ -74,6 +74,8 @@ class Started:
     """A new life begins; ``pid`` None for a worker that is not a process of this machine."""
 
     pid: int | None = None
+    adopted: bool = False
+    """It began under an earlier guard, which has heard what a worker says at its start."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Whether a worker does nothing at all, and for how long: measured in two stages.
 
-To look at a whole process tree costs ten times as much as to look at its root. So the root is sampled all
-the time, and the tree only at the beginning and at the end of the root's idle time. A shell that waits for
-the trainer it has started is therefore not taken for a hung worker. Pure.
+To look at a whole process tree and its output costs seven times as much as to look at its root. So the root
+is sampled all the time, and the rest only at the beginning and at the end of the root's idle time. A shell
+that waits for the trainer it has started is therefore not taken for a hung worker. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Idleness:
         """The tree at the beginning of the idle time that is running."""
         self._not_before = -math.inf
         self.busy = False
-        """The last sample of the root shows work, or output."""
+        """The last sample of the root shows work."""
 
     def interrupt(self) -> None:
         """A sign of life: what was measured before it counts no more."""

@@ -271,7 +271,7 @@ class Life:
             yield Done(command.command, True)
         elif self.stage is Stage.STUCK:
             yield Done(command.command, False)
-            yield KillAll()
+            yield KillAll() if self._leader_lives else Sweep(kill=True)  # it may have become killable
         else:
             self._stopping.append(command.command)
             if self.stage is Stage.ALIVE:

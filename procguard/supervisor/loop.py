@@ -124,10 +124,10 @@ class Loop:
         for asked in self._take_asked():
             self._run_one(asked)
         now = self._clock()
-        for key, (deadline, call) in list(self._due.items()):
-            if deadline <= now and key in self._due:
+        for key, due in list(self._due.items()):
+            if due[0] <= now and self._due.get(key) is due:  # not moved by one before it
                 del self._due[key]
-                self._run_one(call)
+                self._run_one(due[1])
         self._run_one(self._end_of_turn)
 
     def _take_asked(self) -> list[Call]:

@@ -29,8 +29,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import ValidationError
-
 from procguard.errors import StateError, UsageError
 from procguard.supervisor import procfs, sweep
 from procguard.supervisor.exits import Exit, ExitKind, Stop, StopReason, WorkerState
@@ -39,8 +37,8 @@ from procguard.supervisor.life import Stage
 from procguard.supervisor.loop import Loop, answered
 from procguard.supervisor.oom import OomWatch
 from procguard.supervisor.output import Outputs
-from procguard.supervisor.records import KEY_LENGTH, RecordBook
-from procguard.supervisor.sweep import Sweeper
+from procguard.supervisor.records import KEY_LENGTH, Record, RecordBook
+from procguard.supervisor.sweep import Carriers, Sweeper
 from procguard.supervisor.worker import Surroundings, Worker, signal_number
 from procguard.supervisor.worker_events import (
     WorkerEnded,
@@ -49,7 +47,7 @@ from procguard.supervisor.worker_events import (
     WorkerStatus,
     WorkerUnkillable,
 )
-from procguard.worker_config import WorkerConfig
+from procguard.worker_config import WorkerConfig, parse_worker
 
 __all__ = [
     "Exit",
@@ -67,6 +65,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 ORPHANS_INTERVAL_S = 5.0
+INTENT_WAIT_S = 0.5
+INTENT_PAUSE_S = 0.02
 LOGS = "logs"
 TAIL_BYTES = 64 << 10
 
@@ -115,7 +115,7 @@ class ProcessManager:
         Raises:
             UsageError: a key does not fit; names it, its value and the remedy.
         """
-        validated = _validated(worker_id, config)
+        validated = parse_worker(worker_id, config)
         with self._lock:
             known = self._workers.get(worker_id)
             if known is None:
@@ -275,9 +275,10 @@ class ProcessManager:
         told to subscribers. Returns the adopted workers' ids.
         """
         adopted: list[str] = []
+        records, carriers = self._what_is_left()
 
         def ask(future: Future[bool]) -> None:
-            adopted.extend(self._adopt())
+            adopted.extend(self._adopt(records, carriers))
             future.set_result(True)
 
         self._run(ask)
@@ -344,19 +345,12 @@ class ProcessManager:
         leaders = [worker.leader for worker in list(self._workers.values())]
         return [pid for pid in (*leaders, self._around.keeping.pid) if pid is not None]
 
-    def _adopt(self) -> Iterable[str]:
-        boot = procfs.boot_id()
-        records = self._book.read_all()
-        carriers = sweep.by_key({worker.key for worker in list(self._workers.values())}, KEY_LENGTH)
+    def _adopt(self, records: Mapping[str, Record], carriers: Carriers) -> Iterable[str]:
         for worker_id, worker in list(self._workers.items()):
-            record = records.pop(worker_id, None)
-            if record is not None and record.boot_id != boot:
-                self._book.remove(worker_id)
-                record = None
-            if worker.adopt(record, carriers.get(worker.key, [])):
+            if worker.adopt(records.get(worker_id), carriers.get(worker.key, [])):
                 yield worker_id
-        for record in records.values():
-            if record.boot_id == boot and _lives(record.pid, record.start_ticks):
+        for worker_id, record in records.items():
+            if worker_id not in self._workers and _lives(record.pid, record.start_ticks):
                 _log.warning(
                     "%s is not in the configuration any more, but a process of it runs on (pid %d); "
                     "end it with: kill -- -%d",
@@ -364,6 +358,29 @@ class ProcessManager:
                 )  # fmt: skip
 
     # --- between the threads ---
+
+    def _what_is_left(self) -> tuple[dict[str, Record], Carriers]:
+        """The records of this boot, and what lives of the registered workers.
+
+        An intent without a process may be one whose guard was killed before exec, which is when it gets its
+        own environment: it is waited for, a moment.
+        """
+        boot = procfs.boot_id()
+        records = self._book.read_all()
+        for worker_id in [worker_id for worker_id, record in records.items() if record.boot_id != boot]:
+            self._book.remove(worker_id)
+            del records[worker_id]
+        with self._lock:
+            keys = {worker_id: worker.key for worker_id, worker in self._workers.items()}
+        intents = {
+            keys[worker_id] for worker_id, one in records.items() if one.pid is None and worker_id in keys
+        }
+        patience = time.monotonic() + INTENT_WAIT_S
+        while True:
+            carriers = sweep.by_key(set(keys.values()), KEY_LENGTH)
+            if intents <= carriers.keys() or time.monotonic() >= patience:
+                return records, carriers
+            time.sleep(INTENT_PAUSE_S)
 
     @property
     def _around(self) -> Surroundings:
@@ -464,27 +481,3 @@ def _was_stopped_with_all(worker: Worker) -> bool:
 def _lives(pid: int | None, start_ticks: int | None) -> bool:
     stat = procfs.read_stat(pid) if pid is not None else None
     return stat is not None and stat.start_ticks == start_ticks and not stat.ended
-
-
-def _validated(worker_id: str, config: WorkerConfig | Mapping[str, Any]) -> WorkerConfig:
-    if isinstance(config, WorkerConfig):
-        validated = config
-    else:
-        try:
-            validated = WorkerConfig.model_validate({"worker_id": worker_id, **config})
-        except ValidationError as error:
-            raise UsageError("; ".join(_complaint(worker_id, dict(one)) for one in error.errors())) from None
-    if validated.worker_id != worker_id:
-        raise UsageError(f"{worker_id}: worker_id: {validated.worker_id!r} is another one; leave it out")
-    return validated
-
-
-def _complaint(worker_id: str, error: dict[str, Any]) -> str:
-    """One of pydantic's findings, as we say such things."""
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "missing":
-        return f"{worker_id}: {key} is missing; give it"
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(WorkerConfig.model_fields)
-        return f"{worker_id}: {key} is no key of a worker; those that are: {known}"
-    return f"{worker_id}: {key}: {error['input']!r} does not fit: {error['msg']}"

@@ -15,15 +15,13 @@ What may take long is done elsewhere: health URLs in ``url_checks``, reports and
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import select
-import shutil
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -43,11 +41,12 @@ from procguard.supervisor.health_words import (
     Started,
 )
 from procguard.supervisor.monitor_settings import MonitorSettings, checked_config
-from procguard.supervisor.notify_socket import Datagram, NotifySocket, socket_path
+from procguard.supervisor.notify_socket import Datagram, socket_path
 from procguard.supervisor.reports import DIRECTORY_NAME, FailureReports
 from procguard.supervisor.url_checks import UrlChecks
 from procguard.supervisor.ward import Ward
 from procguard.supervisor.watched import Watched, WorkerUsage
+from procguard.supervisor.watchpost import Watchpost, has_ended
 from procguard.worker_config import WorkerConfig
 
 __all__ = ["HealthStatus", "ProcessMonitor"]
@@ -55,12 +54,17 @@ __all__ = ["HealthStatus", "ProcessMonitor"]
 _log = logging.getLogger(__name__)
 
 REFUSALS_LOG_INTERVAL_S = 1.0
+UNCLAIMED_MAX = 64
+"""Datagrams of processes that may belong to a worker of whose start we have not heard yet."""
+UNCLAIMED_S = 5.0
 STALL_S_MIN = 0.5
 STALL_PART_OF_TIMEOUT = 0.25
 """The monitor is stalled when it wakes so late, as a part of the heartbeat timeout."""
 PAUSE_AFTER_BUG_S = 1.0
-JOIN_S = 5.0
+STOPPING = "stopping"
+"""The state of a worker that has been told to end."""
 
+_Word: TypeAlias = Event | endings.Beginning | endings.Ending
 StatusCallback: TypeAlias = Callable[[str, HealthStatus, "tuple[str, ...]"], object]
 
 
@@ -68,22 +72,31 @@ class Processes(Protocol):
     """What the monitor needs of a process manager."""
 
     def subscribe(self, callback: Callable[[Any], None], /) -> object:
-        """Call back for each start (has a ``pid``) and each end (has an ``exit``) of a worker."""
+        """Call back for each ``WorkerStarted``, ``WorkerEnded`` and whatever else there is to tell."""
 
     def statuses(self) -> Mapping[str, Any]:
-        """Of each worker something that has its ``pid``."""
+        """Of each worker a mapping, or what is read like one, with ``pid``, ``started_at``, ``state``."""
 
     def tail(self, worker_id: str, bytes_max: int = ..., stream: Any = ...) -> bytes | str:
         """The end of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unclaimed:
+    """What a process has said that belongs to no worker so far, with the processes it descends from."""
+
+    at: float
+    datagram: Datagram
+    lineage: tuple[int, ...]
 
 
 class ProcessMonitor:
     """Watches workers; thread-safe.
 
     Args:
-        worker_configs: ``WorkerConfig``s, or mappings with the YAML's keys, of which those on health matter
-        here.
-        monitoring_interval: seconds between two looks at a worker's CPU time and memory.
+        worker_configs: ``WorkerConfig``s, or mappings with the YAML's keys, in a list or by worker id.
+        monitoring_interval: seconds between two looks at a worker's CPU time and memory; a fourth of
+            ``heartbeat_timeout`` where that is more.
         heartbeat_timeout: seconds of silence after which a worker that has ever beaten is failed.
         zombie_detection: whether a worker that is idle for a whole ``heartbeat_timeout`` is failed: CPU and
             memory below both thresholds, and neither heartbeat, output nor a good answer of its health URL.
@@ -128,26 +141,32 @@ class ProcessMonitor:
         self._ward = Ward()
         self._watched: dict[str, Watched] = {}
         self._worker_of_pid: dict[int, str] = {}
+        self._early: dict[str, tuple[float, _Word]] = {}
+        """The last start or end of workers that are not registered here, or not yet."""
         self._failed: list[Case] = []
         self._changed: dict[str, HealthStatus] = {}
 
         self._inbox_lock = threading.Lock()
         """Held for moments only: the process manager's loop takes it."""
-        self._inbox: list[tuple[float, str, Event | endings.Ending]] = []
+        self._inbox: list[tuple[float, str, _Word]] = []
         self._beats: dict[str, float] = {}
         self._beating: set[str] = set()
         """Workers whose next beat needs no wake: they have a deadline already."""
         self._heard_of: set[str] = set()
         """Workers that the process manager has told of."""
 
-        self._running: _Running | None = None
+        self._running: Watchpost | None = None
         self._starting = threading.Lock()
         self._subscribed = False
+        self._unclaimed: deque[_Unclaimed] = deque(maxlen=UNCLAIMED_MAX)
         self._refusals_logged_at = float("-inf")
         self._refused = 0
-        configs = worker_configs.values() if isinstance(worker_configs, Mapping) else worker_configs
-        for config in configs:
-            self.register_worker(_worker_id(config), config)
+        if isinstance(worker_configs, Mapping):
+            named = list(worker_configs.items())
+        else:
+            named = [(_worker_id(config), config) for config in worker_configs]
+        for worker_id, config in named:
+            self.register_worker(worker_id, config)
 
     # --- who is watched ---
 
@@ -170,17 +189,23 @@ class ProcessMonitor:
                 checked = checked_config(worker_id, given)
                 rules = self._settings.rules(checked)
                 if known is None or checked != known.config:
+                    life = known.life() if known is not None else None
                     self._forget(worker_id)
                     self._watched[worker_id] = Watched(checked)
                     self._ward.add(worker_id, rules)
+                    if life is not None:
+                        self._started(worker_id, life, self._clock())
+            if known is None and (early := self._early.pop(worker_id, None)) is not None:
+                self._take(worker_id, early[1], early[0])
             if pid is not None:
-                self._started(worker_id, pid, self._clock())
+                self._started(worker_id, endings.Beginning(pid), self._clock())
         self._wake()
 
     def unregister_worker(self, worker_id: str) -> bool:
         """Watch it no longer; returns whether it was watched."""
         with self._lock:
             known = worker_id in self._watched
+            self._early.pop(worker_id, None)
             self._forget(worker_id)
         self._reports.forget(worker_id)
         return known
@@ -221,21 +246,23 @@ class ProcessMonitor:
                 return
             for sentence in probes.blind_spots():
                 _log.warning("%s", sentence)
-            calls = FailureCalls(self._reports, self._stderr_tail)
+            calls = FailureCalls(self._reports, self._stderr_tail, self._still_failed)
             calls.callback = self._callback
             try:
-                running = self._running = _Running(self._state_dir, calls, UrlChecks(self._post))
+                running = Watchpost(self._state_dir, calls, UrlChecks(self._post))
             except BaseException:
                 calls.close()
                 raise
+            self._running = running
             with self._lock:
                 for watched in self._watched.values():
                     self._attach(watched, self._pid_of(watched))
-            self._follow_processes()
             running.thread = threading.Thread(
                 target=self._watch, args=(running,), name="procguard-monitor", daemon=True
             )
             running.thread.start()
+            self._follow_processes()
+            running.wake()
 
     def stop(self) -> None:
         """Watch no longer. A failure callback that is running is not waited for; no other begins."""
@@ -296,11 +323,11 @@ class ProcessMonitor:
             self._processes.subscribe(self._on_worker_event)
             self._subscribed = True
         for worker_id, status in self._processes.statuses().items():
-            pid = status["pid"] if isinstance(status, Mapping) else getattr(status, "pid", None)
+            pid, at = status["pid"], status["started_at"]
             with self._inbox_lock:
                 # Of one that has started or ended since we subscribed, the event knows better.
                 if pid and worker_id not in self._heard_of:
-                    self._inbox.append((self._clock(), worker_id, Started(pid)))
+                    self._inbox.append((self._clock(), worker_id, endings.Beginning(pid, at)))
 
     def _on_worker_event(self, event: Any) -> None:
         """Called on the process manager's loop."""
@@ -312,7 +339,7 @@ class ProcessMonitor:
             self._inbox.append((self._clock(), event.worker_id, word))
         self._wake()
 
-    def _post(self, worker_id: str, event: Event | endings.Ending) -> None:
+    def _post(self, worker_id: str, event: _Word) -> None:
         with self._inbox_lock:
             self._inbox.append((self._clock(), worker_id, event))
         self._wake()
@@ -323,7 +350,7 @@ class ProcessMonitor:
 
     # --- the loop ---
 
-    def _watch(self, running: _Running) -> None:
+    def _watch(self, running: Watchpost) -> None:
         planned = self._clock()
         while not running.ending:
             try:
@@ -333,7 +360,7 @@ class ProcessMonitor:
                 time.sleep(PAUSE_AFTER_BUG_S)
         running.close()
 
-    def _turn(self, running: _Running, planned: float) -> float:
+    def _turn(self, running: Watchpost, planned: float) -> float:
         """Sleep, take in what has come, let time pass, tell; returns by when the next turn should begin."""
         due = self._ward.due()
         with self._inbox_lock:
@@ -358,7 +385,9 @@ class ProcessMonitor:
             failed, self._failed = self._failed, []
             changed, self._changed = self._changed, {}
             reasons = {worker_id: tuple(self.get_reasons(worker_id)) for worker_id in changed}
-        if failed:
+        if failed := [
+            case for case in failed if not (case.verdict.hung and self._is_stopping(case.worker_id))
+        ]:
             running.calls.post(failed)
         self._tell_changes(changed, reasons)
         return now
@@ -376,60 +405,81 @@ class ProcessMonitor:
         """All that others have put into the inbox, each at its own time: a beat of the life before never
         counts for the one that has begun since."""
         with self._inbox_lock:
-            events: list[tuple[float, str, Event | endings.Ending]]
+            events: list[tuple[float, str, _Word]]
             events, self._inbox = self._inbox, []
             events += [(at, worker_id, Beat()) for worker_id, at in self._beats.items()]
             self._beats = {}
         for at, worker_id, event in sorted(events, key=lambda each: each[0]):
-            if worker_id not in self._watched:
-                continue
-            if isinstance(event, Started):
-                self._started(worker_id, event.pid, at)
-            elif isinstance(event, endings.Ending):
-                self._ended(worker_id, event, at)
-            else:
-                if isinstance(event, Beat):
-                    self._beating.add(worker_id)
-                self._step(worker_id, event, at)
+            if worker_id in self._watched:
+                self._take(worker_id, event, at)
+            elif isinstance(event, (endings.Beginning, endings.Ending)):
+                self._early[worker_id] = (at, event)
+
+    def _take(self, worker_id: str, event: _Word, at: float) -> None:
+        if isinstance(event, endings.Beginning):
+            self._started(worker_id, event, at)
+        elif isinstance(event, endings.Ending):
+            self._ended(worker_id, event, at)
+        else:
+            if isinstance(event, Beat):
+                self._beating.add(worker_id)
+            self._step(worker_id, event, at)
 
     def _hear(self, datagrams: list[Datagram], now: float) -> None:
         self._take_in()  # a start that we have not heard of yet makes its datagrams a stranger's
         for datagram in datagrams:
             worker_id = probes.owner_of(datagram.pid, self._worker_of_pid)
             if worker_id is None:
-                self._refuse(datagram.pid, now)
-                continue
-            watched = self._watched[worker_id]
-            if watched.take_in(datagram):
-                names = ", ".join(datagram.unheeded)
-                _log.info("%s said %s on NOTIFY_SOCKET, of which no notice is taken", worker_id, names)
-            for event in datagram.events:
-                self._step(worker_id, event, now)
+                self._refuse(datagram, now)
+            else:
+                self._heed(worker_id, datagram, now)
 
-    def _refuse(self, pid: int, now: float) -> None:
+    def _heed(self, worker_id: str, datagram: Datagram, now: float) -> None:
+        if self._watched[worker_id].take_in(datagram):
+            names = ", ".join(datagram.unheeded)
+            _log.info("%s said %s on NOTIFY_SOCKET, of which no notice is taken", worker_id, names)
+        for event in datagram.events:
+            self._step(worker_id, event, now)
+
+    def _refuse(self, datagram: Datagram, now: float) -> None:
+        """A worker may be faster than the word of its start: what it has said is kept for a moment."""
+        if any(watched.pid == datagram.pid for watched in self._watched.values()):
+            return  # the last words of one that has ended
+        self._unclaimed.append(_Unclaimed(now, datagram, probes.lineage(datagram.pid)))
         self._refused += 1
         if now - self._refusals_logged_at >= REFUSALS_LOG_INTERVAL_S:
             _log.warning(
-                "NOTIFY_SOCKET: process %d belongs to no worker, its word is dropped (%d so far)",
-                pid,
+                "NOTIFY_SOCKET: process %d belongs to no worker; its word is dropped, "
+                "unless it turns out to be one's within %g s (%d such words so far)",
+                datagram.pid,
+                UNCLAIMED_S,
                 self._refused,
             )
             self._refusals_logged_at = now
 
+    def _claim(self, worker_id: str, pid: int, now: float) -> None:
+        unclaimed, self._unclaimed = self._unclaimed, deque(maxlen=UNCLAIMED_MAX)
+        for each in unclaimed:
+            if each.at < now - UNCLAIMED_S:
+                continue
+            if pid in each.lineage:
+                self._heed(worker_id, each.datagram, max(each.at, now))
+            else:
+                self._unclaimed.append(each)
+
     # --- lives ---
 
-    def _started(self, worker_id: str, pid: int | None, now: float) -> None:
-        watched = self._watched[worker_id]
-        if pid is not None and pid == self._pid_of(watched):
+    def _started(self, worker_id: str, beginning: endings.Beginning, now: float) -> None:
+        watched, pid = self._watched[worker_id], beginning.pid
+        if pid == self._pid_of(watched):
             return  # heard twice
         self._let_go(watched)
-        watched.begin(pid, self._wall_clock())
+        watched.begin(pid, self._wall_clock() if beginning.at is None else beginning.at)
         self._beating.discard(worker_id)
-        self._step(worker_id, Started(pid), now)
-        if pid is not None:
-            self._worker_of_pid[pid] = worker_id
-            if self._running is not None:
-                self._attach(watched, pid)
+        self._step(worker_id, Started(pid, beginning.adopted), now)
+        self._worker_of_pid[pid] = worker_id
+        self._attach(watched, pid)
+        self._claim(worker_id, pid, now)
 
     def _ended(self, worker_id: str, ending: endings.Ending, now: float) -> None:
         watched = self._watched[worker_id]
@@ -447,10 +497,14 @@ class ProcessMonitor:
         try:
             watched.pidfd = os.pidfd_open(pid)
             running.add(watched.pidfd)
-        except OSError:  # it has ended before we came
+        except ProcessLookupError:  # it has ended before we came
             self._post(watched.config.worker_id, endings.of_pid(pid))
+        except OSError as error:  # too many open files, or a kernel without pidfds
+            _log.warning("The death of %s will not be seen: %s", watched.config.worker_id, error.strerror)
 
     def _pidfd_ended(self, pidfd: int, now: float) -> None:
+        if not has_ended(pidfd):
+            return  # it was ready when it was another process's, which has been let go since
         for worker_id, watched in self._watched.items():
             if watched.pidfd == pidfd and (pid := self._pid_of(watched)) is not None:
                 self._ended(worker_id, endings.of_pid(pid, pidfd), now)
@@ -486,7 +540,10 @@ class ProcessMonitor:
         watched = self._watched[worker_id]
         match effect:
             case Sample():
-                self._step(worker_id, Sampled(watched.sample(effect.whole_tree), effect.whole_tree), now)
+                usage = watched.sample(effect.whole_tree)
+                for answer in self._ward.step(worker_id, Sampled(usage, effect.whole_tree), now):
+                    self._perform(worker_id, answer, now)
+                return
             case AskUrl() if self._running is not None and watched.config.health_check_url is not None:
                 timeout_s = watched.config.health_check_timeout
                 url = watched.config.health_check_url
@@ -499,6 +556,20 @@ class ProcessMonitor:
                 _log.info("%s is well again", worker_id)
         self._note_change(worker_id, now)
 
+    def _is_stopping(self, worker_id: str) -> bool:
+        """We are stopping it: that it neither beats nor answers meanwhile is no failure."""
+        if self._processes is None:
+            return False
+        status = self._processes.statuses().get(worker_id)
+        return status is not None and status["state"] == STOPPING
+
+    def _still_failed(self, case: Case) -> bool:
+        with self._lock:
+            watched = self._watched.get(case.worker_id)
+            if watched is None or not watched.same_life(case):
+                return False
+            return self._ward[case.worker_id].verdict is not None
+
     def _stderr_tail(self, worker_id: str, bytes_max: int) -> str:
         if self._processes is None:
             return ""
@@ -507,60 +578,6 @@ class ProcessMonitor:
         except (OSError, LookupError, ProcGuardError) as error:
             return f"(it cannot be read: {error})"
         return tail.decode(errors="replace") if isinstance(tail, bytes) else tail
-
-
-class _Running:
-    """What there is between ``start`` and ``stop``: descriptors, threads, the socket."""
-
-    def __init__(self, state_dir: Path | None, calls: FailureCalls, urls: UrlChecks) -> None:
-        self.calls, self.urls = calls, urls
-        self.ending = False
-        self.thread: threading.Thread | None = None
-        self._temporary = None if state_dir is not None else Path(tempfile.mkdtemp(prefix="procguard-"))
-        self.notify = NotifySocket(socket_path(state_dir or self._temporary or Path()))
-        self._waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._closing = threading.Lock()
-        self._closed = False
-        self._epoll = select.epoll()
-        self.add(self._waker)
-        self.add(self.notify.fileno())
-
-    def add(self, descriptor: int) -> None:
-        self._epoll.register(descriptor, select.EPOLLIN)
-
-    def own_fds(self) -> set[int]:
-        return {self._waker, self.notify.fileno()}
-
-    def wait(self, timeout_s: float) -> set[int]:
-        """The descriptors that are ready; ``timeout_s`` -1 for ever."""
-        ready = {descriptor for descriptor, _ in self._epoll.poll(timeout_s)}
-        if self._waker in ready:
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._waker)
-        return ready
-
-    def wake(self) -> None:
-        with self._closing:
-            if not self._closed:
-                os.eventfd_write(self._waker, 1)
-
-    def end(self) -> None:
-        """Stop all threads of it; the loop closes what it uses when it is out."""
-        self.ending = True
-        self.urls.close()
-        self.calls.close()
-        self.wake()
-        if self.thread is not None and self.thread is not threading.current_thread():
-            self.thread.join(JOIN_S)
-
-    def close(self) -> None:
-        with self._closing:
-            self._closed = True
-            os.close(self._waker)
-        self._epoll.close()
-        self.notify.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def _worker_id(config: WorkerConfig | Mapping[str, Any]) -> str:

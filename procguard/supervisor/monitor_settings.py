@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pydantic import ValidationError
-
 from procguard.errors import UsageError
 from procguard.supervisor import probes
 from procguard.supervisor.health_words import Rules, UrlRule
 from procguard.supervisor.url_checks import checked_url
-from procguard.worker_config import WorkerConfig
+from procguard.worker_config import WorkerConfig, parse_worker
 
 NOTIFYING = "notify"
 """The ``worker_type`` that promises ``READY=1``, as ``Type=notify`` does to systemd."""
@@ -76,10 +74,4 @@ def checked_config(worker_id: str, given: WorkerConfig | Mapping[str, Any] | Non
         raise UsageError(
             f"{worker_id}: {given!r} is no worker's settings; pass a mapping with the YAML's keys, or {{}}"
         )
-    settings = {"command": ("-",), **(given or {}), "worker_id": worker_id}
-    try:
-        return WorkerConfig.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{worker_id}: {key}: {first['input']!r}: {first['msg']}") from None
+    return parse_worker(worker_id, {"command": ("-",), **(given or {})})

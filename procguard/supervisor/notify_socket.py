@@ -38,6 +38,7 @@ DATAGRAM_BYTES_MAX = 8192
 DATAGRAMS_PER_WAKE_MAX = 256
 DESCRIPTORS_MAX = 253
 """SCM_MAX_FD of the kernel: so many can come with one datagram."""
+STATUS_CHARACTERS_MAX = 200
 PATH_BYTES_MAX = 107
 """What ``sun_path`` holds, with its final NUL."""
 TIMEOUT_US_MAX = 24 * 60 * 60 * 1_000_000
@@ -56,7 +57,7 @@ class Datagram:
     pid: int
     events: tuple[Event, ...]
     status: str | None = None
-    """``STATUS=``: one line for people."""
+    """``STATUS=``: one line for people; nothing in it steers a terminal."""
     stack_signal: int | None = None
     unheeded: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ def parse(content: bytes, pid: int) -> Datagram:
         if (event := _event(name, value)) is not None:
             events.append(event)
         elif name == "STATUS":
-            status = value
+            status = "".join(each if each.isprintable() else "?" for each in value[:STATUS_CHARACTERS_MAX])
         elif name == STACK_SIGNAL and value.isascii() and value.isdigit():
             stack_signal = int(value)
         elif name in _IGNORED:

@@ -131,10 +131,11 @@ class Outputs:
         pause_s = LOOK_INTERVAL_S
         for file in files:
             size = _size(file.path)
+            grown = size - file.size_seen
             if size > file.bytes_max:
                 self._cut(file)
                 size = _size(file.path)
-            pause_s = min(pause_s, next_look_s(size, size - file.size_seen, elapsed_s, file.bytes_max))
+            pause_s = min(pause_s, next_look_s(size, grown, elapsed_s, file.bytes_max))
             file.size_seen = size
         self._look_at_space({file.path.parent for file in files})
         return pause_s

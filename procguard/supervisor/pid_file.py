@@ -19,17 +19,20 @@ CONTENT_BYTES_MAX = 64
 
 
 class PidFile:
-    """``path`` is made whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written; names the path and the remedy. A full disk is reported only.
-    """
+    """``path`` is made whole or not at all."""
 
     def __init__(self, worker_id: str, path: Path) -> None:
         self._worker_id = worker_id
         self._path = path
         self._unfinished = path.with_name(f"{path.name}.tmp")
-        if path.is_dir():
+
+    def prepare(self) -> None:
+        """Find out whether it can be written. A full disk is reported only, and later.
+
+        Raises:
+            UsageError: it cannot; names the path and the remedy.
+        """
+        if self._path.is_dir():
             raise self._unusable("it is a directory")
         try:
             self._unfinished.write_bytes(b"")

@@ -55,6 +55,8 @@ class WorkerView(NamedTuple):
     """True: it is to run; False: an operator has stopped it; None: nobody has said so, its state decides."""
     out: bool = False
     """An earlier chain has left it out until an operator starts it."""
+    takes_tasks: bool = True
+    """It may be given tasks of others."""
     may_restart: bool = True
     """False: its settings say that it never does."""
     policy: RestartPolicy = RestartPolicy()
@@ -166,7 +168,8 @@ def joined(
     if journal.stop_all:
         stop |= healthy
     elif journal.reassign:
-        stop |= {move.target for move in moves_of(book, everyone, healthy) if move.target is not None}
+        takers = {worker_id for worker_id in healthy if views[worker_id].takes_tasks}
+        stop |= {move.target for move in moves_of(book, everyone, takers) if move.target is not None}
     return replace(journal, failed=everyone, stop=tuple(sorted(stop)))
 
 
@@ -195,9 +198,11 @@ def decided(
     }
     others = set(journal.stop) - set(failed) - set(undying)
     healthy = {w for w in others if w in views and views[w].to_run}
+    takers = {w for w in healthy if views[w].takes_tasks}
     moves: tuple[Move, ...] = ()
     if journal.reassign:
-        lose, gain = (set(failed), healthy) if healthy else (set(failed) - able, able)
+        able_takers = {w for w in able if views[w].takes_tasks}
+        lose, gain = (set(failed), takers) if takers else (set(failed) - able, able_takers)
         moves = moves_of(book, lose, gain)
     losers = {move.source for move in moves}
     left_out = {w: "it could not be killed" for w in undying if w in journal.failed}
@@ -217,7 +222,7 @@ def decided(
             restarts[worker_id] = verdict.restarts
         elif worker_id in able - losers:
             restarts[worker_id], due[worker_id] = verdict.restarts, now + verdict.delay_s
-    stuck = [] if journal.reassign and healthy else sorted(exhausted)
+    stuck = [] if journal.reassign and takers else sorted(exhausted)
     return Decision(
         journal=replace(
             journal,

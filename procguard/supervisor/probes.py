@@ -67,7 +67,7 @@ def blind_spots() -> list[str]:
         )
     if _psutil is None:
         missing.append(
-            "psutil is not installed: failure reports do not show the machine's memory and disk; "
+            "psutil is not installed: failure reports do not show the machine's load and memory; "
             "install psutil to change that"
         )
     return missing
@@ -97,10 +97,10 @@ class Probe:
             fields = _fields(os.pread(self._fd, _STAT_BYTES_MAX, 0))
         except (OSError, ValueError):
             return None
-        return Usage(_cpu_s(fields), _memory_bytes(fields), _output(self.pid))
+        return Usage(_cpu_s(fields), _memory_bytes(fields))
 
     def tree_usage(self) -> Usage | None:
-        """What the process and all its living descendants have used."""
+        """What the process and all its living descendants have used, and how far its output is."""
         if self._fd is None and not _HAS_PROC:
             return _psutil_usage(self.pid, whole_tree=True)
         usage = self.usage()
@@ -111,7 +111,7 @@ class Probe:
             if (fields := _read_fields(pid)) is not None:
                 cpu_s += _cpu_s(fields)
                 memory_bytes += _memory_bytes(fields)
-        return Usage(cpu_s, memory_bytes, usage.output)
+        return Usage(cpu_s, memory_bytes, _output(self.pid))
 
 
 def family(pid: int) -> list[int]:
@@ -130,14 +130,17 @@ def owner_of(pid: int, workers: Mapping[int, str]) -> str | None:
     A descendant that left the tree (a daemon whose parent has gone) still has the session, which is the
     worker's own, or at least the token that its environment was born with.
     """
-    for ancestor in _ancestry(pid):
-        if ancestor in workers:
-            return workers[ancestor]
-    fields = _read_fields(pid)
-    if fields is not None and (session := int(fields[_SESSION])) in workers:
-        return workers[session]
+    for relative in lineage(pid):
+        if relative in workers:
+            return workers[relative]
     token = _start_token(pid)
     return next((name for root, name in workers.items() if token and _start_token(root) == token), None)
+
+
+def lineage(pid: int) -> tuple[int, ...]:
+    """The process, its ancestors and the leader of its session, as far as they can be seen."""
+    fields = _read_fields(pid)
+    return (*_ancestry(pid), *((int(fields[_SESSION]),) if fields is not None else ()))
 
 
 def state_letter(pid: int) -> str | None:

@@ -3,12 +3,15 @@
 A pid alone names nobody: it is given again. ``(pid, start time)`` does, until the next boot. Whoever signals
 a process that is not an unreaped child of its own does it through ``open_pidfd``, which makes sure of that.
 
-Numbers are those of ``man 5 proc_pid_stat``. Standard library only; nothing here waits.
+What cannot be read is gone or not for us. But who is out of descriptors or memory must not conclude that
+nothing lives: that is raised. Numbers are those of ``man 5 proc_pid_stat``. Standard library only; nothing
+here waits.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -22,12 +25,13 @@ START_VARIABLE = "PROCGUARD_START"
 of one start, with ``:`` between."""
 
 _VARIABLE = START_VARIABLE.encode() + b"="
-_ENVIRONMENT_BYTES_MAX = 4 << 20
 _FIRST_FIELD = 3  # the first one after the command name, which may itself hold blanks and brackets
 _PARENT, _SESSION, _THREADS, _START_TIME, _START_CODE, _EXIT_STATUS = (
     number - _FIRST_FIELD for number in (4, 6, 20, 22, 26, 52)
 )
 _START_CODE_HIDDEN = b"1"
+
+_OUR_OWN_WANT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 # ioctl PIDFD_GET_INFO with struct pidfd_info (linux/pidfd.h); since Linux 6.15 it has the exit status.
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -55,10 +59,8 @@ class ProcStat:
 
 def read_stat(pid: int) -> ProcStat | None:
     """The entry of a living or unreaped process; None when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            content = file.read()
-    except OSError:  # gone, or /proc hides it
+    content = _read(f"/proc/{pid}/stat")
+    if not content:
         return None
     fields = content[content.rindex(b")") + 1 :].split()
     hidden = fields[_START_CODE] == _START_CODE_HIDDEN
@@ -78,13 +80,9 @@ def tokens_of(pid: int) -> tuple[str, ...] | None:
     None where there is no environment at all: it was started without one, or is this moment in exec, which
     shows the new one a little after the descriptors of the old program are closed.
     """
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            content = file.read(_ENVIRONMENT_BYTES_MAX)
-    except OSError:  # gone, or another user's
-        return ()
+    content = _read(f"/proc/{pid}/environ")
     if not content:
-        return None
+        return () if content is None else None
     for variable in content.split(b"\0") if _VARIABLE in content else ():
         if variable.startswith(_VARIABLE):
             return tuple(variable[len(_VARIABLE) :].decode("ascii", "replace").split(":"))
@@ -96,20 +94,30 @@ def children_of(pid: int) -> list[int] | None:
     children: list[int] = []
     try:
         threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:  # gone
+    except OSError as error:
+        _raise_own_want(error)
         return []
     for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                children += map(int, file.read().split())
-        except FileNotFoundError:
-            if os.path.exists(
-                f"/proc/{pid}/task/{thread}/stat"
-            ):  # the kernel is without CONFIG_PROC_CHILDREN
-                return None
-        except OSError:  # the thread has ended
-            continue
+        content = _read(f"/proc/{pid}/task/{thread}/children")
+        if content is None and os.path.exists(f"/proc/{pid}/task/{thread}/stat"):
+            return None  # the kernel is without CONFIG_PROC_CHILDREN
+        children += map(int, (content or b"").split())
     return children
+
+
+def _read(path: str) -> bytes | None:
+    """None when it is gone, or not for us."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except OSError as error:
+        _raise_own_want(error)
+        return None
+
+
+def _raise_own_want(error: OSError) -> None:
+    if error.errno in _OUR_OWN_WANT:
+        raise error
 
 
 def all_pids() -> Iterator[int]:

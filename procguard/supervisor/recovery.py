@@ -24,25 +24,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from procguard.errors import StateError, UsageError
-from procguard.supervisor import plan, tasks
-from procguard.supervisor.chain import Chain, Checkpoints, OutcomeKind, RecoveryOutcome, in_hook
+from procguard.errors import UsageError
+from procguard.supervisor import plan
+from procguard.supervisor.chain import EXIT_GAVE_UP, Chain, Checkpoints, OutcomeKind, RecoveryOutcome, in_hook
 from procguard.supervisor.crew import ConfigOf, Crew, EnvironmentOf, Workers
 from procguard.supervisor.exits import StopReason
+from procguard.supervisor.muster import Muster
 from procguard.supervisor.plan import Journal, Rules
 from procguard.supervisor.recovery_settings import recovery_settings
-from procguard.supervisor.restarts import Restarts
-from procguard.supervisor.state import StateManager, book_of, with_book, with_workers
+from procguard.supervisor.state import StateManager, book_of, with_workers
 from procguard.supervisor.state_file import Document, GaveUp, WorkerRecord
+
+__all__ = ["EXIT_GAVE_UP", "FailureHandler", "OutcomeKind", "RecoveryOutcome"]
 
 _log = logging.getLogger(__name__)
 
 HISTORY_COUNT_MAX = 100
-_OPERATOR = StopReason.OPERATOR
 _NOTHING = RecoveryOutcome(OutcomeKind.NOTHING_TO_DO)
 
 
@@ -61,8 +62,8 @@ class FailureHandler:
     """Recovers from failures, by the rules of ``recovery_config``. Thread-safe.
 
     Args:
-        recovery_config: keys of the YAML's ``recovery``; all optional. adapter: a ``CommunicationAdapter``;
-        one that has ``wait_ready`` is waited for after a restart, and its
+        recovery_config: keys of the YAML's ``recovery``; all optional.
+        adapter: a ``CommunicationAdapter``: its ``wait_ready`` is waited for after a restart, and its
             ``environment`` goes to the workers.
         checkpoint: a ``CheckpointAdapter``, called before a stop and after a restart.
         worker_config: a worker's settings; None: asked of the process manager if it can tell.
@@ -101,6 +102,13 @@ class FailureHandler:
         self._pause = pause or self._closed.wait
         config_of = worker_config or getattr(process_manager, "worker_config", None) or _no_config
         self._crew = Crew(process_manager, state_manager, config_of, self._environment_of, clock, self._pause)
+        self._muster = Muster(
+            state_manager,
+            self._crew,
+            clock=clock,
+            closing=self._closed.is_set,
+            patience_s=self.settings.recovery_timeout,
+        )
         self._turn = threading.Lock()
         self._lock = threading.Lock()  # for the inbox and the history; held for moments only
         self._inbox: list[_Report] = []
@@ -148,9 +156,8 @@ class FailureHandler:
         """Recover from the failure of these workers; returns when that is over.
 
         Args:
-            pids: of which process each report is, where that is known: a worker that has another one by now
-            is
-                not restarted for it.
+            pids: of which process each report is, where that is known: a worker that has another one by
+                now is not restarted for it.
 
         Raises:
             UsageError: none of them is known.
@@ -181,10 +188,14 @@ class FailureHandler:
             UsageError: none of them is known.
         """
         report = self._admitted(failed_workers, pids or {}, ended=False)
-        settle = threading.Thread(
-            target=lambda: then(self._settled(report)), name="procguard-recovery", daemon=True
-        )
-        settle.start()
+
+        def settle() -> None:
+            try:
+                then(self._settled(report))
+            except Exception:  # noqa: BLE001 - a bug of ours, or of ``then``: nobody waits here who could hear of it
+                _log.exception("A recovery ended badly")
+
+        threading.Thread(target=settle, name="procguard-recovery", daemon=True).start()
 
     def _report(self, worker_ids: Iterable[str], pids: Mapping[str, int], ended: bool) -> RecoveryOutcome:
         return self._settled(self._admitted(worker_ids, pids, ended))
@@ -231,62 +242,28 @@ class FailureHandler:
         adopted; does nothing when there is nothing to do.
 
         Args:
-            also: workers that run from the beginning, unless an operator stopped them or a chain left them
-            out.
+            also: workers that run from the beginning, unless they were stopped by an operator or left out.
         """
+        also = set(also)
         with self._in_turn():
             if self.gave_up is not None:
                 _log.warning("The guard before this one gave up: %s; beginning anew", self.gave_up.reason)
-                self._commit(_begun_anew)
+                self._muster.forgive(self._state.document.workers.keys())
             outcome = _known_outcome(self._work())
-            if outcome.kind is OutcomeKind.GAVE_UP:
-                return outcome
-            self._reconcile()
-            lost, missing = self._missing(also)
-            self._start(missing, fresh=False)
-            if lost:
-                with self._lock:
-                    self._inbox.append(_Report(dict.fromkeys(lost)))
-                outcome = _known_outcome(self._work())
+            if outcome.kind is not OutcomeKind.GAVE_UP:
+                self._muster.reconcile()
+                lost = self._muster.lost(self._muster.missing(also))
+                if lost and self.settings.enable_auto_recovery:
+                    with self._lock:
+                        self._inbox.append(_Report(dict.fromkeys(lost)))
+                    outcome = _known_outcome(self._work())
+            if outcome.kind is not OutcomeKind.GAVE_UP:
+                missing = self._muster.missing(also)
+                self._muster.want(missing)
+                self._muster.start(missing)
         return outcome
 
-    def _reconcile(self) -> None:
-        """Finish the stops that operators asked for; who lives takes part, whatever a full disk forgot."""
-        views = self._crew.views()
-        self._crew.stop([w for w, view in views.items() if view.living and view.wanted is False], _OPERATOR)
-        back = [w for w, view in views.items() if view.living and view.wanted is not False and view.out]
-
-        def change(document: Document) -> Document:
-            records = document.workers
-            taken_back = {w: replace(records[w], left_out="", exhausted=False) for w in back}
-            return with_workers(document, taken_back) if back else document
-
-        self._commit(change)
-
-    def _missing(self, also: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Who is to run and does not: those who died unseen beside others that live on, and all others."""
-        views, also = self._crew.views(), set(also)
-        dead = {
-            worker_id: view
-            for worker_id, view in views.items()
-            if not view.living
-            and view.state not in ("waiting", "finished")
-            and not view.out
-            and (view.wanted or (view.wanted is None and worker_id in also))
-        }
-        recovers = self.settings.enable_auto_recovery and any(view.living for view in views.values())
-        lost = [
-            worker_id
-            for worker_id, view in dead.items()
-            if recovers and view.wanted and view.start_due is None and not self._dies_with_guard(worker_id)
-        ]
-        return lost, [worker_id for worker_id in dead if worker_id not in lost]
-
-    def _dies_with_guard(self, worker_id: str) -> bool:
-        config = self._crew.config_of(worker_id)
-        return config is not None and config.on_supervisor_death == "kill"
-
-    # --- operators; these wait for their turn and never refuse. Each answers by worker whether it is so now.
+    # --- operators; never refused as busy. Each answers by worker whether it is so now.
 
     def start(self, worker_ids: Iterable[str]) -> dict[str, bool]:
         """Have these workers run. Their failures so far are forgotten, and so is that they were left out.
@@ -295,41 +272,53 @@ class FailureHandler:
             UsageError: one of them is not known.
         """
         asked = self._known(worker_ids)
+        self._muster.want(asked)
         with self._in_turn():
             self._work()
-            troubles = self._start(asked, fresh=True)
-        return {worker_id: worker_id not in troubles for worker_id in asked}
+            self._muster.forgive(asked)
+            troubles = self._muster.start(asked)
+        return {w: w not in troubles and self._muster.wants(w) for w in asked}
 
     def stop(self, worker_ids: Iterable[str], force: bool = False) -> dict[str, bool]:
-        """Have these workers stopped until an operator starts them. Raises ``UsageError`` as ``start``."""
+        """Have these workers stopped until an operator starts them; does not wait for a chain to end.
+
+        Raises:
+            UsageError: one of them is not known.
+        """
         asked = self._known(worker_ids)
-        self._set_wanted(asked, False)  # at once, so that a chain in progress does not start them
-        with self._in_turn():
-            self._set_wanted(asked, False)  # once more, should they have been started meanwhile
-            undying = self._crew.stop(asked, _OPERATOR, force)
+        undying = self._muster.stop(asked, force)
         return {worker_id: worker_id not in undying for worker_id in asked}
 
     def restart(self, worker_ids: Iterable[str]) -> dict[str, bool]:
         """Stop these workers and start them again. Raises ``UsageError`` as ``start``."""
         asked = self._known(worker_ids)
+        self._muster.want(asked)
         with self._in_turn():
             self._work()
-            self._set_wanted(asked, True, start_due=self._clock())  # a guard that dies now starts them
-            undying = self._crew.stop(asked, _OPERATOR)
-            troubles = self._start([w for w in asked if w not in undying], fresh=True)
-        return {worker_id: worker_id not in undying and worker_id not in troubles for worker_id in asked}
+            self._muster.forgive(asked)
+            undying = self._crew.stop(asked, StopReason.OPERATOR)
+            troubles = self._muster.start([w for w in asked if w not in undying])
+        return {w: w not in undying and w not in troubles and self._muster.wants(w) for w in asked}
+
+    # --- to be told by whoever hears the process manager's events; these return at once
 
     def worker_started(self, worker_id: str) -> None:
-        """A process of this worker runs: to be told by whoever hears ``WorkerStarted``. Returns at once."""
+        """A process of this worker runs."""
         record = self._state.document.workers.get(worker_id)
         if record is not None and record.start_due is not None and record.start_due <= self._clock():
-            threading.Thread(target=self._forget_due, args=([worker_id],), name="procguard-started").start()
+            _aside(lambda: self._muster.forget_due([worker_id]))
+
+    def worker_finished(self, worker_id: str) -> None:
+        """It has ended in good order and is not to run again: should the guard be killed, the next one does
+        not start it either. After an orderly ``close`` it does."""
+        _aside(lambda: self._muster.finished([worker_id]))
 
     def close(self) -> None:
-        """End soon what is under way, between two steps; the next guard's ``resume`` goes on with it."""
+        """The guard ends in good order: what is under way stops between two steps, and the next guard's
+        ``resume`` goes on with it. To be called before the workers are stopped."""
         self._closed.set()
         with self._in_turn():
-            pass
+            self._muster.close()
 
     # --- inside
 
@@ -357,6 +346,7 @@ class FailureHandler:
         ended_only = all(report.ended for report in self._taken)
         rules = Rules(self.settings.stop_all_on_failure, self.settings.task_reassignment)
         rules = Rules(stop_all=False) if ended_only else rules
+        saves = self._checkpoint is not None and not ended_only
         _log.warning("Recovery of %s begins", ", ".join(failed))
         states, context = self._crew.states(), self._crew.context(failed)
 
@@ -369,19 +359,24 @@ class FailureHandler:
                 book_of(document),
                 rules,
                 started_at=self._wall_clock(),
-                saves=self._checkpoint is not None and not ended_only,
+                saves=saves,
                 ready=self._wait_ready() is not None,
                 context=context,
             )
             return _with_chain(document, journal, views)
 
-        self._commit(change)
+        # A journal that says no more than that the dead are to be stopped may wait for the decision's write:
+        # without it the next guard finds the same dead.
+        concerned = states if rules.stop_all or rules.reassign else failed
+        idle = not saves and not any(states[worker_id] in plan.LIVING for worker_id in concerned)
+        self._state.update_anyway(change, later=idle)
         return True
 
     def _chain(self) -> Chain:
         return Chain(
             self._state,
             self._crew,
+            self._muster,
             self.settings,
             checkpoint=self._checkpoint,
             wait_ready=self._wait_ready(),
@@ -429,87 +424,6 @@ class FailureHandler:
         for report in taken:
             report.outcome = outcome
 
-    def _start(self, worker_ids: Iterable[str], *, fresh: bool) -> dict[str, str]:
-        """Start these; who could not be, and why. ``fresh``: with nothing held against them. In turn."""
-        asked = tuple(worker_ids)
-        if not asked:
-            return {}
-        states = self._crew.states()
-        now = self._clock()
-        configured = {w: config.tasks for w in asked if (config := self._crew.config_of(w))}
-
-        def change(document: Document) -> Document:
-            changed = {}
-            for worker_id in asked:
-                record = document.workers.get(worker_id, WorkerRecord())
-                if fresh:
-                    record = replace(
-                        record, left_out="", exhausted=False, restarts=Restarts(), start_due=None
-                    )
-                changed[worker_id] = replace(record, wanted=True, start_due=record.start_due or now)
-            book = book_of(document)
-            for worker_id, names in configured.items():
-                for name in names:
-                    book = book if name in book.tasks else tasks.added(book, name, None, worker_id)
-            return replace(with_book(with_workers(document, changed), book), gave_up=None)
-
-        self._commit(change, durable=True)
-        self._give_orphans([worker_id for worker_id in asked if states.get(worker_id) not in plan.LIVING])
-        records = self._state.document.workers
-        due = {worker_id: records[worker_id].start_due or now for worker_id in asked}
-        troubles = self._crew.start(
-            due,
-            still_wanted=self._still_wanted,
-            deadline=now + self.settings.recovery_timeout,
-            interrupted=self._closed.is_set,
-        )
-        self._forget_due([worker_id for worker_id in asked if due[worker_id] <= now])
-        for worker_id, why in troubles.items():
-            _log.error("Worker %s %s", worker_id, why)
-        return troubles
-
-    def _give_orphans(self, starting: Iterable[str]) -> None:
-        """Hand out what a chain has put into the queue; not while the disk is full, as no task moves then."""
-        starting = list(starting)
-
-        def change(document: Document) -> Document:
-            book = book_of(document)
-            given = tasks.orphans_given(book, starting)
-            return document if given is book else with_book(document, given)
-
-        if change(self._state.document) is not self._state.document:
-            try:
-                self._state.update_if_kept(change)
-            except StateError as error:
-                _log.error("Tasks stay in the queue, because their move could not be written: %s", error)
-
-    def _still_wanted(self, worker_id: str) -> bool:
-        record = self._state.document.workers.get(worker_id)
-        return record is None or record.wanted is not False
-
-    def _forget_due(self, worker_ids: Iterable[str]) -> None:
-        """Their starts have happened, or failed for good."""
-
-        def change(document: Document) -> Document:
-            records = document.workers
-            return with_workers(document, {w: replace(records[w], start_due=None) for w in worker_ids})
-
-        self._commit(change)
-
-    def _set_wanted(self, worker_ids: Iterable[str], wanted: bool, start_due: float | None = None) -> None:
-        def change(document: Document) -> Document:
-            changed = {}
-            for worker_id in worker_ids:
-                record = document.workers.get(worker_id, WorkerRecord())
-                changed[worker_id] = replace(record, wanted=wanted, start_due=start_due)
-            return with_workers(document, changed)
-
-        self._commit(change, durable=True)
-
-    def _commit(self, change: Callable[[Document], Document], durable: bool = False) -> None:
-        with suppress(StateError):  # told by the state itself; the memory goes on
-            self._state.update(change, durable=durable)
-
     def _known(self, worker_ids: Iterable[str]) -> list[str]:
         asked = _listed(worker_ids)
         known = self._crew.states()
@@ -541,6 +455,10 @@ def _listed(worker_ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
 
 
+def _aside(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name="procguard-noted").start()
+
+
 def _no_config(worker_id: str) -> None:
     return None
 
@@ -553,12 +471,3 @@ def _with_chain(document: Document, journal: Journal, views: Mapping[str, plan.W
             record = document.workers.get(worker_id, WorkerRecord())
             changed[worker_id] = replace(record, wanted=True)
     return replace(with_workers(document, changed), recovery=journal, chains_count=journal.number)
-
-
-def _begun_anew(document: Document) -> Document:
-    """The document after a recovery that gave up: whoever starts the guard again wants all to be tried."""
-    workers = {
-        worker_id: replace(record, left_out="", exhausted=False, restarts=Restarts(), start_due=None)
-        for worker_id, record in document.workers.items()
-    }
-    return replace(document, workers=workers, gave_up=None, recovery=None)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,20 +34,30 @@ class FailureReports:
         self._directory = directory
         self._count_max = count_max
         self._newest: dict[str, dict[str, Any]] = {}
+        self._files: deque[Path] | None = None
+        """Oldest first. Listed once: a worker that waits for its restart should not wait for that each
+        time."""
 
     def add(self, worker_id: str, at: float, report: Mapping[str, Any]) -> Path | None:
         """Keep a report; ``at`` is in Unix seconds. Returns where it stands, if in a file."""
         time = datetime.fromtimestamp(at, timezone.utc)
         whole = {"version": VERSION, "worker_id": worker_id, "at": at, "time": time.isoformat(), **report}
-        self._newest[worker_id] = whole
         if self._directory is None:
+            self._newest[worker_id] = whole
             return None
         path = self._directory / f"{time:%Y%m%dT%H%M%S.%fZ}-{worker_id}{_SUFFIX}"
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(whole, indent=1).encode())
-            self._drop_oldest()
+            if self._files is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._files = deque(self._paths())
+            _write(path, json.dumps(whole).encode())
+            self._files.append(path)
+            self._newest.pop(worker_id, None)  # what is in a file need not be kept in memory
+            while len(self._files) > self._count_max:
+                self._files.popleft().unlink(missing_ok=True)
         except OSError as error:
+            self._files = None  # somebody may have cleaned up
+            self._newest[worker_id] = whole
             _log.warning("The report on %s's failure is lost: %s: %s", worker_id, path, error.strerror)
             return None
         return path
@@ -65,10 +76,6 @@ class FailureReports:
     def forget(self, worker_id: str) -> None:
         """The worker is registered no longer; its files stay."""
         self._newest.pop(worker_id, None)
-
-    def _drop_oldest(self) -> None:
-        for path in self._paths()[: -self._count_max]:
-            path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         """Oldest first: their names begin with the time."""

@@ -18,6 +18,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def take_stacks(pid: int, stack_signals: Sequence[tuple[int, int]] = ()) -> Stac
         wanting.append("py-spy could not read its processes")
     else:
         wanting.append("py-spy is not installed")
-    for sender, number in stack_signals:
+    for sender, number in stack_signals[:PROCESSES_MAX]:
         if text := _by_signal(sender, number):
             return Stacks(_bounded(text), "faulthandler")
         wanting.append(f"process {sender} wrote nothing upon signal {number}")
@@ -98,9 +99,10 @@ def _by_signal(pid: int, number: int) -> str:
     if number not in signal.valid_signals() or not probes.catches(pid, number):
         return ""
     try:
-        with open(f"/proc/{pid}/fd/2", "rb") as file:
-            if not file.seekable():
-                return ""
+        stderr = f"/proc/{pid}/fd/2"
+        if not stat.S_ISREG(os.stat(stderr).st_mode):
+            return ""
+        with open(stderr, "rb") as file:
             start = file.seek(0, os.SEEK_END)
             os.kill(pid, number)
             _wait_until_settled(lambda: os.fstat(file.fileno()).st_size, start)

@@ -12,6 +12,7 @@ Nothing is called back from here while a lock is held.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -125,12 +126,15 @@ class StateManager:
         with self._lock:
             return self._document
 
-    def update(self, change: Callable[[Document], Document], *, durable: bool = True) -> Document:
+    def update(
+        self, change: Callable[[Document], Document], *, durable: bool = True, later: bool = False
+    ) -> Document:
         """Change several things in one write; all or none of them are ever read.
 
         Args:
             change: makes the new document of the present one; pure, and may raise to change nothing.
             durable: a power failure must not undo it either.
+            later: the next change's write is soon enough.
 
         Raises:
             StateError: it is in memory, but could not be written. Said once, until a write succeeds again.
@@ -143,9 +147,19 @@ class StateManager:
             self._changes_count += 1
             self._durable_due |= durable
             mine = self._changes_count
-        if self._auto_save:
+        if self._auto_save and not later:
             self._write_up_to(mine, told=False)
         return changed
+
+    def update_anyway(
+        self, change: Callable[[Document], Document], *, durable: bool = False, later: bool = False
+    ) -> None:
+        """As ``update``, for those who go on in memory while the disk is full; that is logged, once.
+
+        ``durable`` is off: of a recovery's progress nothing is left after a power failure but dead processes.
+        """
+        with contextlib.suppress(StateError):
+            self.update(change, durable=durable, later=later)
 
     def update_if_kept(self, change: Callable[[Document], Document]) -> Document:
         """As ``update``, but what cannot be written does not happen.

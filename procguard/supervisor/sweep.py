@@ -13,7 +13,8 @@ it may as well be the program's own child.
 
 The program has children of its own, whose exit status belongs to it: nothing here waits for "any child".
 A zombie is reaped when it was seen alive as a worker's, or when its session proves that it was not born our
-child: that is either in our own session or the leader of its own.
+child: that is either in our own session or the leader of its own. So an orphan that leads its own session and
+is gone between two looks stays a zombie until we end, as does one of the program's other children's.
 """
 
 from __future__ import annotations
@@ -202,13 +203,17 @@ def _in_all_of_proc(spared: set[int]) -> Iterator[tuple[int, ProcStat]]:
     return iter(sorted(known, key=lambda one: one[1].start_ticks))  # parents first
 
 
-def by_key(keys: Collection[str], length: int) -> dict[str, list[tuple[str, Found]]]:
+Carriers = dict[str, list[tuple[str, Found]]]
+"""By key, oldest first, what lives and carries a token that begins with it: the token and the process."""
+
+
+def by_key(keys: Collection[str], length: int) -> Carriers:
     """Whatever lives and carries a token that begins with one of these keys, oldest first: token and process.
 
     ``length``: of a key.
     """
     for _ in range(EXEC_LOOKS_MAX):
-        carriers: dict[str, list[tuple[str, Found]]] = {}
+        carriers: Carriers = {}
         unsure = False
         for pid, stat in _in_all_of_proc(set()):
             tokens = () if stat.ended else tokens_of(pid)

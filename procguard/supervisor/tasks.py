@@ -134,16 +134,21 @@ def moved(book: TaskBook, moves: Iterable[Move]) -> TaskBook:
     return _replaced(book, changed)
 
 
-def orphans_given(book: TaskBook, starting: Collection[str]) -> TaskBook:
-    """With the orphans of the queue given to those who start: to their own worker, else the least loaded."""
-    load = {worker_id: loads(book)[worker_id] for worker_id in sorted(starting)}
+def orphans_given(book: TaskBook, starting: Collection[str], takers: Collection[str]) -> TaskBook:
+    """With the orphans of the queue given to those who start: to their own worker, else to that of the
+    ``takers`` among them who has the fewest tasks."""
+    load = {worker_id: loads(book)[worker_id] for worker_id in sorted({*starting} & {*takers})}
     changed = {}
-    for task_id in book.queue if load else ():
+    for task_id in book.queue:
         task = book.tasks[task_id]
-        if task.orphan_of is not None:
-            target = task.orphan_of if task.orphan_of in load else min(load, key=load.__getitem__)
+        if task.orphan_of is None:
+            continue
+        own = task.orphan_of if task.orphan_of in starting else None
+        target = own or min(load, key=load.__getitem__, default=None)
+        if target is not None:
             changed[task_id] = Task(task.payload, target)
-            load[target] += 1
+            if target in load:
+                load[target] += 1
     return _replaced(book, changed)
 
 

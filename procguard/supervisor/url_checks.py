@@ -42,7 +42,7 @@ def checked_url(url: str) -> SplitResult:
         usable = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, an address with a bracket too many
         usable = False
-    if not usable or not url.isascii() or any(character.isspace() for character in url):
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
         raise UsageError(
             f"health_check_url: {url!r} cannot be asked; write one such as http://127.0.0.1:8080/health"
         )
@@ -134,7 +134,7 @@ class UrlChecks:
     def __init__(self, tell: Tell, threads_max: int = THREADS_MAX) -> None:
         self._tell = tell
         self._threads_max = threads_max
-        self._questions: deque[_Question] = deque()  # bounded: the rules ask one question a worker at a time
+        self._questions: deque[_Question] = deque()  # one of each worker at most
         self._changed = threading.Condition()
         self._threads = 0
         self._idle = 0
@@ -143,6 +143,8 @@ class UrlChecks:
     def ask(self, worker_id: str, number: int, url: str, timeout_s: float) -> None:
         """Have it asked as soon as a thread is free; returns at once."""
         with self._changed:
+            if self._questions:  # what its former life wanted to know interests nobody any more
+                self._questions = deque(each for each in self._questions if each.worker_id != worker_id)
             self._questions.append(_Question(worker_id, number, url, timeout_s))
             if self._idle >= len(self._questions) or self._threads >= self._threads_max:
                 self._changed.notify()

@@ -9,13 +9,14 @@ from procguard.supervisor.health_words import UrlAnswered, UrlRule
 class UrlPatience:
     """One question at a time; a question that is not answered in time counts as failed, once."""
 
-    def __init__(self, rule: UrlRule, now: float) -> None:
+    def __init__(self, rule: UrlRule, now: float, number: int = 0) -> None:
         self.rule = rule
         self.failures = 0
         self.text = ""
         self.ever_good = False
         self._next_at = now
-        self._number = 0
+        self.number = number
+        """Of the last question. Goes on over the lives of a worker: a late answer is never another one's."""
         self._asked = False
         self.stuck = False
         """Its question was given up, and whoever asks it is not back yet."""
@@ -35,8 +36,8 @@ class UrlPatience:
         if self._asked:
             return None
         self._asked = True
-        self._number += 1
-        return self._number
+        self.number += 1
+        return self.number
 
     def advance(self, now: float) -> None:
         """The next question is for later."""
@@ -45,12 +46,12 @@ class UrlPatience:
 
     def begun(self, number: int, now: float) -> None:
         """The question is on its way: from here on its time counts."""
-        if number == self._number and self._asked:
+        if number == self.number and self._asked:
             self._deadline = now + self.rule.timeout_s
 
     def answered(self, event: UrlAnswered, *, counts: bool) -> bool | None:
         """Whether the answer is good; None for one that nobody waits for any more."""
-        if event.number != self._number or not self._asked:
+        if event.number != self.number or not self._asked:
             return None
         counted = self._deadline is not None
         self._asked, self.stuck, self._deadline = False, False, None

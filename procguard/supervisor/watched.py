@@ -58,6 +58,12 @@ class Watched:
         self._stack_signals.clear()
         self._lives.append({"pid": pid, "started_at": at, "ended_at": None, "text": None})
 
+    def life(self) -> endings.Beginning | None:
+        """The process that runs, and since when."""
+        if not self.alive or self.pid is None:
+            return None
+        return endings.Beginning(self.pid, self._started_at())
+
     def end(self, ending: endings.Ending, at: float) -> None:
         """Its process has ended."""
         self.alive, self._exit = False, ending.exit
@@ -99,6 +105,13 @@ class Watched:
         self._unheeded |= new
         return bool(new)
 
+    def same_life(self, case: Case) -> bool:
+        """Whether no other life has begun since this case was made."""
+        return case.pid == self.pid and case.started_at == self._started_at()
+
+    def _started_at(self) -> float | None:
+        return self._lives[-1]["started_at"] if self._lives else None
+
     def case(self, verdict: Failed, at: float) -> Case:
         """Its failure, with what is known at this moment."""
         return Case(
@@ -106,7 +119,7 @@ class Watched:
             verdict=verdict,
             at=at,
             pid=self.pid,
-            started_at=self._lives[-1]["started_at"] if self._lives else None,
+            started_at=self._started_at(),
             exit=self._exit,
             history=[dict(life) for life in self._lives],
             stack_signals=list(self._stack_signals.items()),

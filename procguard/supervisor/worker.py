@@ -22,7 +22,7 @@ from pathlib import Path
 
 from procguard.errors import UsageError
 from procguard.supervisor import life, procfs
-from procguard.supervisor.exits import Stop, WorkerState, signal_name
+from procguard.supervisor.exits import ExitKind, Stop, WorkerState, signal_name
 from procguard.supervisor.keeping import Keeping
 from procguard.supervisor.life import Life, Stage
 from procguard.supervisor.loop import Loop
@@ -43,6 +43,8 @@ from procguard.worker_config import WorkerConfig
 
 _log = logging.getLogger(__name__)
 
+SWEEP_INTERVAL_S = 0.05
+"""Between two looks at what a worker left, as long as some of what was found lives."""
 NO_LEADER = -1
 """In place of a leader's pid where nobody knows it: no process has it, and no session."""
 
@@ -81,6 +83,7 @@ class Worker:
         self._strays: dict[Found, int] = {}
         self._killing = False
         self._swept_away = 0
+        self._sweep_is_due = False
         self._pid_file: PidFile | None = None
         self.stopped_with_all = False
         """It ran when all were stopped: it is among the healthy ones to be restarted."""
@@ -105,6 +108,7 @@ class Worker:
 
     def start(self, future: Future[bool], delay_s: float, environment: Mapping[str, str]) -> None:
         """The future is answered when the worker runs, or is going to."""
+        self._look_at_leader()
         self.environment = environment
         self._step(life.StartAsked(self._number(future), delay_s))
 
@@ -201,7 +205,18 @@ class Worker:
         with contextlib.suppress(ChildProcessError):  # another's child
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         os.close(pidfd)
-        self._around.sweep(self, self._killing)  # its children may be ours now
+        # Its children may be ours now. Of very many, one look at all of them for each would not end.
+        if not self._strays:
+            self._around.sweep(self, self._killing)
+        elif not self._sweep_is_due:
+            self._sweep_is_due = True
+            due = self._around.clock() + SWEEP_INTERVAL_S
+            self._around.loop.call_at((self, "sweep"), due, self._sweep_again)
+
+    def _sweep_again(self) -> None:
+        self._sweep_is_due = False
+        if self._strays:
+            self._around.sweep(self, self._killing)
 
     # --- steps ---
 
@@ -275,10 +290,12 @@ class Worker:
     def _spawn_recorded(self) -> tuple[Child, Record]:
         """Start the process, with a record of it before and after. Raises ``UsageError``."""
         config, book = self.config, self._around.book
-        pid_file = PidFile(self._name, Path(config.pid_file)) if config.pid_file else None
-        with contextlib.ExitStack() as undo, self._opened_outputs() as (stdout, stderr):
+        pid_file = self._named_pid_file()
+        with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
             if pid_file:
+                pid_file.prepare()
                 undo.callback(pid_file.withdraw)
+            stdout, stderr = opened.enter_context(self._opened_outputs())
             token, now = book.new_token(self._name), self._around.wall_clock()
             intent = Record(self._name, token, procfs.boot_id(), self._config_hash(), now)
             book.write(intent)
@@ -308,6 +325,7 @@ class Worker:
         self._around.loop.watch(child.pidfd, self._leader_ended)
         if child.is_adopted:
             self._keep_outputs()
+            self._pid_file = self._named_pid_file()
             if self.config.on_supervisor_death == "kill":
                 self._around.keeping.keep(self._token)
             if record is None or record.pid is None:
@@ -323,7 +341,10 @@ class Worker:
         child = self._child
         assert child is not None
         self._around.loop.unwatch(child.pidfd)
-        status = child.status()
+        try:
+            status = child.status()
+        except OSError:  # out of descriptors, perhaps: the death is certain all the same
+            status = None
         oom = status is not None and status & 0x7F == signals.SIGKILL and self._around.oom.has_risen()
         self._step(life.LeaderEnded(status, oom))
 
@@ -333,7 +354,11 @@ class Worker:
                 self._pid_file.remove(self._child.pid)
             self._child.close()
         if self._swept_away:
-            _log.warning("%s left %d processes behind; they were ended", self._name, self._swept_away)
+            daemon = self.life.last_exit is not None and self.life.last_exit.kind is ExitKind.CLEAN
+            remedy = " (a worker must run in the foreground)" if daemon else ""
+            level = logging.WARNING if daemon else logging.INFO
+            text = "%s left %d processes behind; they were ended%s"
+            _log.log(level, text, self._name, self._swept_away, remedy)
         self._child = self._remains = self._pid_file = None
         self._around.book.remove(self._name)
         self._refresh()
@@ -377,6 +402,9 @@ class Worker:
         finally:
             for descriptor in opened:
                 os.close(descriptor)
+
+    def _named_pid_file(self) -> PidFile | None:
+        return PidFile(self._name, Path(self.config.pid_file)) if self.config.pid_file else None
 
     def _keep_outputs(self) -> None:
         rotation = self.config.log_rotation

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,27 @@ def living_of(manager: ProcessManager, worker_id: str) -> list[int]:
 def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def process(
+    command: list[str],
+    token: str = "",
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """One that is no manager's; killed in the end, whatever comes."""
+    with subprocess.Popen(
+        command,
+        env={**(os.environ if environment is None else environment), procfs.START_VARIABLE: token},
+        start_new_session=True,
+    ) as running:
+        try:
+            # After exec, which is what Popen waits for, it is a moment until the environment can be seen.
+            until(lambda: running.poll() is not None or procfs.tokens_of(running.pid), "its environment")
+            yield running
+        finally:
+            running.kill()
 
 
 def pids_in(file: Path, number: int = 1) -> list[int]:

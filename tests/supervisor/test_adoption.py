@@ -62,9 +62,10 @@ def killed_guard(state: Path, **workers: dict[str, Any]) -> list[int]:
 def test_the_living_are_adopted_and_not_started_twice(
     manager: ProcessManager, heard: Heard, tmp_path: Path
 ) -> None:
-    (pid,) = killed_guard(manager.state_dir, w0={"command": FOR_EVER})
+    config = {"command": FOR_EVER, "pid_file": str(tmp_path / "pid")}
+    (pid,) = killed_guard(manager.state_dir, w0=config)
     assert lives(pid)
-    manager.register_worker_config("w0", {"command": FOR_EVER})
+    manager.register_worker_config("w0", config)
     assert manager.adopt() == ["w0"]
     assert manager.adopt() == []
     status = manager.get_worker_status("w0")
@@ -75,6 +76,8 @@ def test_the_living_are_adopted_and_not_started_twice(
     os.kill(pid, signal.SIGKILL)
     exit_ = heard.end_of("w0")
     assert exit_.kind in (ExitKind.SIGNAL, ExitKind.UNKNOWN)  # an older kernel does not tell
+    assert manager.stop_worker("w0")
+    assert not (tmp_path / "pid").exists()
     assert manager.start_worker("w0")
     assert manager.get_worker_status("w0").adopted is False
 
@@ -103,6 +106,19 @@ def test_a_guard_killed_between_intent_and_record_finds_its_child(manager: Proce
     assert manager.get_worker_status("w0").pid == pid
     record = json.loads((manager.state_dir / "processes" / "w0.json").read_text())
     assert record["pid"] == pid
+
+
+def test_an_intent_whose_process_never_came_is_not_waited_for_long(
+    manager: ProcessManager, heard: Heard
+) -> None:
+    (pid,) = killed_guard(manager.state_dir, w0={"command": FOR_EVER})
+    change_record(manager.state_dir, pid=None, start_ticks=None)
+    kill(pid)
+    until(lambda: not lives(pid), "its death")
+    manager.register_worker_config("w0", {"command": FOR_EVER})
+    assert manager.adopt() == []
+    assert heard.end_of("w0").kind is ExitKind.UNKNOWN
+    assert manager.start_worker("w0")
 
 
 @pytest.mark.parametrize("harm", ["removed", "broken", "newer"])
@@ -252,10 +268,12 @@ def test_a_guard_killed_at_any_moment_leaves_no_second_copy(manager: ProcessMana
         process.kill()
     for worker_id in ids:
         manager.register_worker_config(worker_id, {"command": FOR_EVER})
-    before = {worker_id: living_of(manager, worker_id) for worker_id in ids}
     adopted = manager.adopt()
     for worker_id in ids:
         assert manager.start_worker(worker_id)
-        pid = manager.get_worker_status(worker_id).pid
-        assert living_of(manager, worker_id) == [pid]
-        assert worker_id not in adopted or before[worker_id] == [pid]
+        assert manager.get_worker_status(worker_id).adopted is (worker_id in adopted)
+    for worker_id, status in manager.statuses().items():
+        only = [
+            status.pid
+        ]  # a second one would not go away by itself; this one cannot be seen while it execs
+        until(lambda one=worker_id, pids=only: living_of(manager, one) == pids, f"{worker_id} alone")

@@ -101,8 +101,9 @@ class Story:
                     self.questions.append(effect.number)
                 case Sample():
                     self.looks[effect.whole_tree] += 1
-                    usage = self.root
+                    usage = Usage(self.root.cpu_s, self.root.memory_bytes)
                     if effect.whole_tree:
+                        usage = self.root
                         cpu_s = usage.cpu_s + self.children.cpu_s
                         memory = usage.memory_bytes + self.children.memory_bytes
                         usage = Usage(cpu_s, memory, usage.output)
@@ -302,6 +303,11 @@ def test_output_is_a_sign_of_life() -> None:
     assert Story().advance(1000.0, writes=True).causes == []
 
 
+def test_who_fell_silent_after_its_last_output_is_found() -> None:
+    story = Story().advance(1000.0, writes=True).advance(26.0)
+    assert story.causes == [Cause.IDLE]
+
+
 def test_a_moment_of_work_begins_the_idle_time_anew() -> None:
     story = Story().advance(38.0)
     assert story.advance(3.0, cpu=1.0).advance(9.0).causes == []
@@ -420,6 +426,13 @@ def test_no_answer_in_time_is_a_failure_and_its_late_answer_is_nothing() -> None
     story.tell(UrlAnswered(2, True, "HTTP status 200"))
     assert story.patient.reasons() != ()
     assert story.advance(3.0).questions == [1, 2, 3]
+
+
+def test_a_late_answer_to_the_life_before_is_nothing() -> None:
+    story = asked(Story(SERVER)).tell(UrlBegun(1), Ended(True, "exit code 1"), Started(78), Tick())
+    assert story.questions == [1, 2]
+    assert story.tell(UrlBegun(2), UrlAnswered(1, True, "HTTP status 200")).status is HealthStatus.STARTING
+    assert story.tell(UrlAnswered(2, True, "HTTP status 200")).status is HealthStatus.HEALTHY
 
 
 def test_a_question_whose_asker_never_comes_back_fails_again_and_again() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from procguard.supervisor import keeper, procfs, records
 from procguard.supervisor.keeping import PROGRAM
 from procguard.supervisor.procfs import START_VARIABLE
-from tests.supervisor.processes import FOR_EVER, lives, until
+from tests.supervisor.processes import FOR_EVER, lives, process, until
 
 KEY = secrets.token_hex(8)  # tests that run beside this one have another
 TOKEN, NEWER = KEY + "a" * 16, KEY + "b" * 16
@@ -20,18 +20,13 @@ TIMEOUT_S = 20.0
 
 
 @contextmanager
-def process(token: str) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, START_VARIABLE: f"above:{token}"}
-    with subprocess.Popen(FOR_EVER, env=environment, start_new_session=True) as running:
+def keep(guard: int, ticks: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-I", "-S", str(PROGRAM), str(guard), str(ticks)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as running:
         try:
             yield running
         finally:
             running.kill()
-
-
-def keep(guard: int, ticks: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-I", "-S", str(PROGRAM), str(guard), str(ticks)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
 def ticks_of(pid: int) -> int:
@@ -48,7 +43,7 @@ def test_it_speaks_as_the_guard_does() -> None:
 
 
 def test_a_guard_that_died_before_the_keeper_was_there() -> None:
-    with process(TOKEN) as worker, keep(os.getpid(), 1) as late:
+    with process(FOR_EVER, TOKEN) as worker, keep(os.getpid(), 1) as late:
         assert late.stdin is not None
         late.stdin.write(f"{TOKEN}\n".encode())
         late.stdin.close()
@@ -57,7 +52,7 @@ def test_a_guard_that_died_before_the_keeper_was_there() -> None:
 
 
 def test_the_newest_start_of_a_worker_counts_and_quit_spares_all() -> None:
-    with process(TOKEN) as old, subprocess.Popen(FOR_EVER) as guard:
+    with process(FOR_EVER, TOKEN) as old, process(FOR_EVER) as guard:
         with keep(guard.pid, ticks_of(guard.pid)) as first:
             assert first.stdin is not None
             first.stdin.write(f"{TOKEN}\n{NEWER}\n".encode())
@@ -73,7 +68,7 @@ def test_the_newest_start_of_a_worker_counts_and_quit_spares_all() -> None:
 
 
 def test_a_signal_does_not_send_it_home() -> None:
-    with process(TOKEN) as worker, subprocess.Popen(FOR_EVER) as guard:
+    with process(FOR_EVER, TOKEN) as worker, process(FOR_EVER) as guard:
         with keep(guard.pid, ticks_of(guard.pid)) as running:
             assert running.stdin is not None
 

@@ -224,6 +224,7 @@ def test_something_unkillable_that_was_left_behind() -> None:
     stage.step(Swept(1))
     stage.step(StartAsked(2))
     assert stage.advance(KILL_WAIT_S) == [TellUnkillable(), Done(2, False)]
+    assert stage.step(StopAsked(3, OPERATOR)) == [Done(3, False), Sweep(kill=True)]
     assert stage.step(Swept(0)) == [Bury()]
     assert stage.state is WorkerState.FINISHED
 

@@ -167,6 +167,13 @@ def test_what_is_no_file_is_written_to_and_left_alone(outputs: Outputs, tmp_path
         outputs.open(tmp_path / "fifo", bytes_max=4096, backups=1)
 
 
+def test_a_file_that_was_just_cut_is_looked_at_as_often_as_it_grows(outputs: Outputs, tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    os.close(outputs.open(path, bytes_max=SIZE_MAX, backups=0))
+    write(path, bytes(4 * SIZE_MAX))
+    assert outputs.look(1.0) == pytest.approx(0.25, rel=0.1)
+
+
 def test_a_file_that_somebody_removed(outputs: Outputs, tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     os.close(outputs.open(path, bytes_max=4096, backups=1))

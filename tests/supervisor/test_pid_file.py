@@ -12,6 +12,7 @@ from procguard.supervisor.pid_file import PidFile
 
 def test_it_is_there_from_start_to_end(tmp_path: Path) -> None:
     file = PidFile("w0", tmp_path / "pid")
+    file.prepare()
     assert not (tmp_path / "pid").exists()
     file.write(7)
     assert (tmp_path / "pid").read_text() == "7\n"
@@ -29,10 +30,12 @@ def test_one_that_is_about_another_process_stays(tmp_path: Path) -> None:
 
 def test_a_start_that_fails_leaves_nothing_new(tmp_path: Path) -> None:
     (tmp_path / "pid").write_text("of somebody\n")
-    PidFile("w0", tmp_path / "pid").withdraw()
+    file = PidFile("w0", tmp_path / "pid")
+    file.prepare()
+    file.withdraw()
     assert [path.name for path in tmp_path.iterdir()] == ["pid"]
 
 
 def test_one_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"w0: pid_file: .* name a file in a directory"):
-        PidFile("w0", tmp_path / "missing" / "pid")
+        PidFile("w0", tmp_path / "missing" / "pid").prepare()

@@ -106,6 +106,20 @@ def test_exhaustion_is_the_end_only_if_all_need_it() -> None:
     assert decided(begun(both, "a", "b", reassign=True), both, book(t1="a")).journal.hopeless
 
 
+def test_tasks_go_to_those_who_take_them() -> None:
+    server = RUNS._replace(takes_tasks=False)
+    views = {"a": DEAD, "b": RUNS, "server": server}
+    tasks = book(t1="a", t2="b")
+    journal = begun(views, "a", tasks=tasks, stop_all=False, reassign=True)
+    assert journal.stop == ("a", "b"), "b has a task, the server none, and takes none"
+    (move,) = decided(journal, views, tasks).moves
+    assert move.target == "b"
+    alone = {"a": DEAD, "server": server}
+    after = decided(begun(alone, "a", stop_all=False, reassign=True), alone, book(t1="a"))
+    assert after.moves == ()
+    assert "a" in after.due, "nobody takes its task, so it goes on itself"
+
+
 # --- the order of starts
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
-import subprocess
 
 import pytest
 
 from procguard.supervisor import procfs
-from tests.supervisor.processes import python, until
+from tests.supervisor.processes import FOR_EVER, process, python, until
 
 
 def test_this_process() -> None:
@@ -23,7 +23,7 @@ def test_this_process() -> None:
 
 def test_a_name_full_of_brackets_and_a_zombie() -> None:
     script = "import ctypes, os; ctypes.CDLL(None).prctl(15, b'a) Z 1 (b', 0, 0, 0); os._exit(3)"
-    with subprocess.Popen(python(script)) as child:
+    with process(python(script)) as child:
         stat = until(lambda: ended(child.pid), "its end")
         assert (stat.letter, stat.parent, stat.exit_status) == ("Z", os.getpid(), 3 << 8)
         assert procfs.open_pidfd(child.pid, stat.start_ticks + 1) is None
@@ -43,7 +43,7 @@ def test_a_leader_that_has_ended_before_its_threads_has_not_ended() -> None:
         "import threading, time, ctypes; threading.Thread(target=time.sleep, args=[1000]).start(); "
         f"ctypes.CDLL(None).syscall({EXIT_OF_A_THREAD[platform.machine()]}, 0)"
     )
-    with subprocess.Popen(python(script)) as child:
+    with process(python(script)) as child:
         pidfd = os.pidfd_open(child.pid)
         stat = until(lambda: zombie(child.pid), "the leader's end")
         assert stat.threads > 1
@@ -56,19 +56,37 @@ def test_a_leader_that_has_ended_before_its_threads_has_not_ended() -> None:
 
 
 def test_children() -> None:
-    with subprocess.Popen(["sleep", "1000"]) as child:
+    with process(FOR_EVER) as child:
         assert child.pid in (procfs.children_of(os.getpid()) or [])
         assert procfs.children_of(child.pid) == []
-        child.kill()
     assert procfs.children_of(child.pid) == []
 
 
 def test_tokens() -> None:
-    environment = {procfs.START_VARIABLE: "a:b", "OTHER": f"{procfs.START_VARIABLE}=c"}
-    with subprocess.Popen(["/bin/sleep", "1000"], env=environment) as child:
+    environment = {"PATH": os.environ["PATH"], "OTHER": f"{procfs.START_VARIABLE}=c"}
+    with process(FOR_EVER, "a:b", environment=environment) as child:
         assert procfs.tokens_of(child.pid) == ("a", "b")
-        child.kill()
     assert procfs.tokens_of(child.pid) == ()
+
+
+def test_out_of_descriptors_is_not_gone() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    filler = []
+    try:
+        while True:
+            try:
+                filler.append(os.dup(0))
+            except OSError:
+                break
+        for read in (procfs.read_stat, procfs.tokens_of, procfs.children_of):
+            with pytest.raises(OSError, match="Too many open files"):
+                read(os.getpid())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in filler:
+            os.close(descriptor)
 
 
 def ended(pid: int) -> procfs.ProcStat | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -373,7 +374,7 @@ def test_what_cannot_start_is_tried_again_and_then_all_is_given_up(town: Town) -
     guard.manager.unstartable = {"b"}
     outcome = town.fail(guard, "b")
     assert (outcome.kind, outcome.attempts, outcome.exit_code) == (OutcomeKind.GAVE_UP, 3, EXIT_GAVE_UP)
-    assert outcome.reason == "b could not be started; given up after 3 attempts"
+    assert outcome.reason == "b could not be started; given up after attempt 3"
     assert guard.manager.asked.count("start b") == 3
     assert town.world.starts == {"a": 1, "c": 1}
     assert town.world.living == {}
@@ -409,8 +410,40 @@ def test_all_is_given_up_if_one_of_all_cannot_be_killed(town: Town) -> None:
     guard = town.running()
     guard.manager.undying = {"c"}
     outcome = town.fail(guard, "a")
-    assert outcome.reason == "c could not be stopped; given up after 3 attempts"
+    assert outcome.reason == "c could not be stopped; given up after attempt 3"
     assert set(town.world.living) == {"c"}
+
+
+def test_a_stop_that_takes_too_long_is_an_attempt_and_the_chain_goes_on(town: Town) -> None:
+    guard = town.running(recovery_timeout=20.0)
+    guard.manager.on_stop = lambda worker_id: guard.advance(10.0)
+    outcome = town.fail(guard, "b")
+    assert (outcome.kind, outcome.attempts) == (OutcomeKind.RECOVERED, 2)
+    assert town.world.starts == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_chain_that_takes_too_long_for_good_is_given_up(town: Town) -> None:
+    guard = town.running(recovery_timeout=20.0, max_recovery_attempts=1)
+    guard.manager.on_stop = lambda worker_id: guard.advance(10.0)
+    outcome = town.fail(guard, "b")
+    assert outcome.reason == "took longer than recovery_timeout (20 s); given up after attempt 1"
+    assert town.world.living == {}
+
+
+@pytest.mark.parametrize("settings", [{}, ALONE])
+def test_a_process_manager_that_raises_is_a_worker_that_could_not_be_stopped(
+    town: Town, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = town.running(**settings)
+
+    def raises(worker_id: str) -> None:
+        guard.manager.on_stop = lambda worker_id: None
+        raise RuntimeError("a bug of ours")
+
+    guard.manager.on_stop = raises
+    outcome = town.fail(guard, "a", "b")
+    assert (outcome.kind, outcome.attempts) == (OutcomeKind.RECOVERED, 2)
+    assert "a bug of ours" in caplog.text
 
 
 class Quorum:
@@ -447,7 +480,7 @@ def test_the_chain_waits_for_the_quorum(town: Town) -> None:
 def test_without_a_quorum_all_are_stopped_and_started_again_and_then_given_up(town: Town) -> None:
     guard = town.running(adapter=Quorum(town, 10_000.0), recovery_timeout=20.0, max_recovery_attempts=2)
     outcome = town.fail(guard, "b")
-    why = "the workers were not ready within recovery_timeout (20 s); given up after 2 attempts"
+    why = "the workers were not ready within recovery_timeout (20 s); given up after attempt 2"
     assert (outcome.kind, outcome.reason) == (OutcomeKind.GAVE_UP, why)
     assert town.world.starts == {"a": 2, "b": 2, "c": 2}
     assert guard.state.get_worker_state("b")["restarts"] == 1  # a second attempt is not a second failure
@@ -487,6 +520,22 @@ def test_adapters_that_raise_hold_up_nothing(town: Town, caplog: pytest.LogCaptu
     assert all(text in caplog.text for text in ("no space for a checkpoint", "model", "no lighthouse"))
 
 
+def test_a_hook_that_hangs_is_left_behind(town: Town, caplog: pytest.LogCaptureFixture) -> None:
+    over = threading.Event()
+
+    class Hanging(RaisingHooks):
+        def before_stop(self, worker_ids: Sequence[str]) -> None:
+            over.wait(30.0)
+
+        def after_restart(self, worker_ids: Sequence[str]) -> None:
+            pass
+
+    guard = town.running(checkpoint=Hanging(), recovery_timeout=0.1)
+    assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
+    assert "before_stop of the checkpoint adapter takes longer than" in caplog.text
+    over.set()
+
+
 def test_a_hook_may_report_a_failure_but_not_wait_for_its_end(town: Town) -> None:
     said: list[Any] = []
 
@@ -520,21 +569,36 @@ def test_a_stopped_worker_stays_stopped_through_chains_and_guards(town: Town) ->
     assert set(town.world.living) == {"a", "b", "c"}
 
 
-def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town) -> None:
+@pytest.mark.parametrize("when", ["on_stop", "on_start"])
+def test_a_stop_that_comes_while_a_chain_is_under_way(town: Town, when: str) -> None:
     guard = town.running()
 
     def operator(worker_id: str) -> None:
-        guard.failures._set_wanted(["c"], False)  # the first half of stop(); the other waits for its turn
+        setattr(guard.manager, when, lambda worker_id: None)
+        assert guard.failures.stop(["c"]) == {"c": True}
 
-    guard.manager.on_stop = operator
+    setattr(guard.manager, when, operator)
     assert town.fail(guard, "b").kind is OutcomeKind.RECOVERED
     assert set(town.world.living) == {"a", "b"}
 
 
 def test_a_stop_that_a_killed_guard_had_only_begun_is_finished(town: Town) -> None:
     guard = town.running()
-    guard.failures._set_wanted(["c"], False)
+    guard.state.update_worker("c", wanted=False)
     town.guard().failures.resume(ABC)
+    assert set(town.world.living) == {"a", "b"}
+
+
+def test_a_start_that_a_full_disk_forgot_counts_all_the_same(town: Town) -> None:
+    never = named("a", restart="never") | named("b")
+    guard = town.running(never, **ALONE)
+    town.fail(guard, "a")
+    guard.state.full = True
+    guard.failures.start(["a"])
+    guard = town.guard(never, **ALONE)
+    assert guard.state.get_worker_state("a")["left_out"]
+    guard.failures.resume(never)
+    assert guard.state.get_worker_state("a")["left_out"] == ""
     assert set(town.world.living) == {"a", "b"}
 
 
@@ -587,6 +651,47 @@ def test_what_died_unseen_beside_living_ones_is_a_failure(town: Town) -> None:
     guard = town.guard()
     assert guard.failures.resume(ABC).failed == ("b",)
     assert town.world.starts == {"a": 1, "b": 1, "c": 1}
+
+
+def settle() -> None:
+    """Wait for what was noted aside."""
+    for thread in threading.enumerate():
+        if thread.name == "procguard-noted":
+            thread.join(30.0)
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+def test_what_has_finished_runs_again_only_after_an_orderly_end(town: Town, orderly: bool) -> None:
+    guard = town.running()
+    town.world.end("c", "finished")
+    guard.failures.worker_finished("c")
+    settle()
+    if orderly:
+        guard.failures.close()
+    town.world.ended.clear()  # the next process manager knows nothing of it
+    town.guard().failures.resume(ABC)
+    assert ("c" in town.world.living) == orderly
+
+
+def test_a_delayed_start_that_has_happened_is_remembered(town: Town) -> None:
+    guard = town.running()
+    guard.state.update_worker("a", start_due=town.world.now + 5.0)
+    guard.failures.worker_started("a")
+    settle()
+    assert guard.state.document.workers["a"].start_due is not None
+    town.world.now += 5.0
+    guard.failures.worker_started("a")
+    guard.failures.worker_started("nobody")
+    settle()
+    assert guard.state.document.workers["a"].start_due is None
+
+
+def test_an_operator_need_not_wait_for_a_delay(town: Town) -> None:
+    guard = town.running(**ALONE)
+    town.fail(guard, "b")
+    town.fail(guard, "b")
+    assert guard.failures.start(["b"]) == {"b": True}
+    assert "b" in town.world.living
 
 
 def test_what_dies_with_its_guard_is_no_failure(town: Town) -> None:

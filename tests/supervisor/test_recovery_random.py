@@ -207,7 +207,7 @@ def memory_folder() -> Iterator[Path]:
         yield Path(made)
 
 
-@settings(max_examples=150)
+@settings(max_examples=250)
 @given(
     events=st.lists(EVENTS, max_size=12),
     recovery=st.fixed_dictionaries(

@@ -98,26 +98,34 @@ def test_a_report_returns_at_once_and_the_outcome_comes_later() -> None:
     assert world.starts == {"a": 2, "b": 2, "c": 2, "d": 2}
 
 
-def test_a_stop_waits_for_the_chain_and_the_chain_heeds_it() -> None:
-    world, stopping = World(), threading.Event()
-    guard = guard_of(world)
+def test_a_stop_does_not_wait_for_the_chain_and_the_chain_heeds_it() -> None:
+    world, stopped = World(), threading.Event()
+    asked: list[tuple[str, ...]] = []
+
+    class Ready:
+        """Ready once c, who never will be, is stopped."""
+
+        def wait_ready(self, worker_ids: Sequence[str], timeout_s: float) -> bool:
+            asked.append(tuple(worker_ids))
+            if "c" in worker_ids:
+                operator.start()
+                assert stopped.wait(DEADLINE_S)
+                return False
+            return True
+
+    def stop() -> None:
+        answers.append(guard.failures.stop(["c"]))
+        stopped.set()
+
     answers: list[dict[str, bool]] = []
-    operator = threading.Thread(target=lambda: answers.append(guard.failures.stop(["c"])), daemon=True)
-
-    def on_stop(worker_id: str) -> None:
-        if not stopping.is_set():
-            stopping.set()
-            operator.start()
-            while guard.state.document.workers["c"].wanted is not False:
-                operator.join(0.001)
-
-    guard.manager.on_stop = on_stop
+    operator = threading.Thread(target=stop, daemon=True)
+    guard = guard_of(world, adapter=Ready())
     world.end("a")
-    assert guard.failures.handle_failure(["a"]).restarted == ("a", "b", "d")
-    operator.join(DEADLINE_S)
+    outcome = guard.failures.handle_failure(["a"])
+    assert outcome.kind is OutcomeKind.RECOVERED
     assert answers == [{"c": True}]
+    assert asked == [("a", "b", "c", "d"), ("a", "b", "d")]
     assert set(world.living) == set("abd")
-    assert world.starts["c"] == 1
 
 
 def test_close_ends_a_chain_that_waits() -> None:
@@ -137,18 +145,3 @@ def test_close_ends_a_chain_that_waits() -> None:
     guard.failures.close()
     assert guard.failures.in_progress
     assert guard.failures.handle_failure(["b"]).kind is OutcomeKind.INTERRUPTED
-
-
-def test_a_delayed_start_that_has_happened_is_remembered() -> None:
-    world = World()
-    guard = guard_of(world)
-    guard.state.update_worker("a", start_due=world.now + 5.0)
-    guard.failures.worker_started("a")
-    assert guard.state.document.workers["a"].start_due is not None
-    world.now += 5.0
-    guard.failures.worker_started("a")
-    guard.failures.worker_started("nobody")
-    for thread in threading.enumerate():
-        if thread.name == "procguard-started":
-            thread.join(DEADLINE_S)
-    assert guard.state.document.workers["a"].start_due is None

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from procguard.supervisor import procfs
-from procguard.supervisor.procfs import START_VARIABLE
 from procguard.supervisor.sweep import Found, Sweeper, Wanted, by_key
-from tests.supervisor.processes import FOR_EVER, lives, pids_in, until
+from tests.supervisor.processes import FOR_EVER, kill, lives, pids_in, process, until
 
 KEY = secrets.token_hex(8)  # tests that run beside this one have another
 TOKEN = KEY + "f" * 16
@@ -26,18 +24,6 @@ def sweeper() -> Iterator[Sweeper]:
     running = Sweeper()
     yield running
     running.close()
-
-
-@contextmanager
-def process(
-    command: list[str], token: str = "", *, own_session: bool = True
-) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, START_VARIABLE: token}
-    with subprocess.Popen(command, env=environment, start_new_session=own_session) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
 
 
 def found_of(pid: int) -> Found:
@@ -64,14 +50,14 @@ def test_what_lost_its_token_is_known_by_its_session_and_its_parent(
 ) -> None:
     pids = tmp_path / "pids"
     script = f"env -i sleep 1000 & echo $! >> {pids}; setsid env -i sleep 1000 & echo $! >> {pids}; wait"
-    with process(["sh", "-c", script], TOKEN) as leader:
+    with ExitStack() as kill_later, process(["sh", "-c", script], TOKEN) as leader:
         children = pids_in(pids, 2)
         wanted = Wanted(KEY, leader.pid, found_of(leader.pid).start_ticks, adopted)
+        for child in children:  # nothing else finds them
+            kill_later.callback(kill, child)
         for child in children:  # setsid has become sleep
             until(lambda pid=child: procfs.tokens_of(pid) is None, "the cleared environment")  # type: ignore[misc]
         assert {found.pid for found in sweeper.find([wanted], [])[KEY]} == {leader.pid, *children}
-        for child in children:
-            os.kill(child, signal.SIGKILL)
 
 
 def test_a_session_whose_number_is_anothers_by_now_proves_nothing(sweeper: Sweeper) -> None:
@@ -85,8 +71,10 @@ def test_the_oldest_comes_first(tmp_path: Path) -> None:
     with process(["sh", "-c", f"sleep 0.05; sleep 1000 & echo $! > {pids}; wait"], TOKEN) as leader:
         (child,) = pids_in(pids)
         carriers = by_key({KEY}, len(KEY))[KEY]
-        assert carriers == [(TOKEN, found_of(leader.pid)), (TOKEN, found_of(child))]
-        os.kill(child, signal.SIGKILL)
+        try:
+            assert carriers == [(TOKEN, found_of(leader.pid)), (TOKEN, found_of(child))]
+        finally:
+            kill(child)
 
 
 def test_zombies_of_the_program_are_its_own(sweeper: Sweeper) -> None:

@@ -39,14 +39,15 @@ def test_with_nobody_there_they_go_to_the_queue_and_come_back() -> None:
     after = tasks.moved(before, tasks.moves_of(before, {"a", "b"}, []))
     assert after.queue == ("mine", "t1", "t2")
     assert after.tasks["t1"].orphan_of == "a"
-    given = tasks.orphans_given(after, ["b", "c"])
+    given = tasks.orphans_given(after, ["b", "c"], ["b", "c"])
     assert given.queue == ("mine",)
     assert [given.tasks[name].worker_id for name in ("t1", "t2")] == ["b", "b"] or tasks.loads(given) == {
         "b": 1,
         "c": 1,
     }
     assert given.tasks["t2"].worker_id == "b"  # its own
-    assert tasks.orphans_given(after, []) is after
+    assert tasks.orphans_given(after, [], []) is after
+    assert tasks.orphans_given(after, ["c"], []) is after, "c takes none"
 
 
 def test_a_move_of_a_task_that_is_elsewhere_by_now_is_not_made() -> None:
@@ -140,7 +141,7 @@ class Bookkeeping(RuleBasedStateMachine):
 
     @rule(starting=some)
     def give(self, starting: frozenset[str]) -> None:
-        self.book = tasks.orphans_given(self.book, starting)
+        self.book = tasks.orphans_given(self.book, starting, starting)
 
     @invariant()
     def each_has_one_place(self) -> None:
