@@ -472,6 +472,18 @@ def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path: Path) -> Non
         assert guard.stop() == 0
 
 
+def test_a_guard_that_ignores_signals_has_workers_that_hear_them(tmp_path: Path) -> None:
+    with Guard(tmp_path, [worker("a", stop_signal="SIGINT", stop_timeout=1000)]) as guard:
+        guard.start(at=["sh", "-c", 'trap "" INT QUIT HUP; exec "$@"', "sh"])
+        pid = guard.until_running("a")["a"]
+        ignored = next(line for line in lines(Path(f"/proc/{pid}/status")) if line.startswith("SigIgn"))
+        assert int(ignored.split()[1], 16) == 0
+        guard.signal(signal.SIGINT)
+        assert guard.ask("stop", ids=["a"], force=False) == {"a": True}
+        assert guard.workers()["a"]["last_exit"]["kind"] == "operator"
+        assert guard.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_the_end_of_the_terminal_and_ctrl_c_end_it_in_good_order(
     tmp_path: Path, number: signal.Signals

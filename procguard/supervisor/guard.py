@@ -53,8 +53,11 @@ _log = logging.getLogger(__name__)
 EXIT_FAILED = 1
 NO_PROCESS = 0
 """In place of a pid: the one that failed is gone. Whatever runs by now has taken its place."""
+NAMES_TOLD_MAX = 5
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
+_RESTORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Which it ignores itself, and ``subprocess`` sets right for children."""
 FOLDER_SUFFIX = ".d"
 """The guard's folder beside its state file: records, logs, failure reports."""
 _OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
@@ -86,6 +89,7 @@ class ProcGuard:
         self._stop_asked = threading.Event()
         self._wake = threading.Event()
         self._started = False
+        self._service: ServiceManager | None = None
         self._noting = threading.Lock()
         self._noted: RecoveryOutcome | None = None
         self._exit_code = 0
@@ -172,6 +176,8 @@ class ProcGuard:
         adopted = self.process_manager.adopt()
         if adopted:
             _log.info("Adopted from an earlier guard: %s", ", ".join(adopted))
+        if self._service is not None:  # now, and not when all have started: a recovery may take its time
+            self._service.ready(f"guarding {len(self._loaded().workers)} workers")
         outcome = self.failure_handler.resume(also=list(self.process_manager.statuses()))
         self._note(outcome)
         return bool(outcome)
@@ -184,12 +190,11 @@ class ProcGuard:
             self._loaded()
             self.setup_logging()
             self.initialize_components()
-            service = ServiceManager(os.environ)
+            service = self._service = ServiceManager(os.environ)
             _log.info("Guard of %d workers, %s", len(self._loaded().workers), self.config_path)
             if self._loaded().web.enabled:
                 _log.warning("web.enabled = true has no effect: this version serves no HTTP")
             self._afterwards.call(self._start_all)
-            service.ready(f"guarding {len(self._loaded().workers)} workers")
             while not self._stop_asked.is_set():
                 self._wake.wait(service.watchdog_interval_s)
                 self._wake.clear()
@@ -202,7 +207,8 @@ class ProcGuard:
         """And of what it may have to wait for; nobody at a terminal should have to guess."""
         living = [w for w, status in self.process_manager.statuses().items() if status.pid is not None]
         longest_s = max((w.stop_timeout for w in self._loaded().workers if w.worker_id in living), default=0)
-        waits = f"; {len(living)} workers have up to {longest_s:g} s to end, or none if told once more"
+        waits = f"; {', '.join(living[:NAMES_TOLD_MAX])}{', ...' if len(living) > NAMES_TOLD_MAX else ''} "
+        waits += f"may take up to {longest_s:g} s to end, and no time at all if the guard is told once more"
         _log.info("Guard stops: %s%s", self._reason or "asked to", waits if living else "")
 
     def stop(self) -> None:
@@ -501,8 +507,12 @@ def _signals(told: Callable[[int], None]) -> Iterator[None]:
     teller = threading.Thread(target=tell, name="procguard-signals", daemon=True)
     teller.start()
     before = {}
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in _RESTORED_BY_PYTHON:
+            # As under nohup, or behind a shell's "&". We go on ignoring it; but workers would inherit that,
+            # and be deaf to their stop_signal. A signal that is caught is a default again after exec.
+            before[number] = signal.signal(number, lambda number, frame: None)
+        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             before[number] = signal.signal(number, lambda number, frame: given.put(number))
     try:
         yield
