@@ -201,6 +201,23 @@ def test_a_guard_killed_and_started_again_adopts_its_workers_and_guards_them(tmp
         assert not any(map(lives, after.values()))
 
 
+def test_tasks_of_a_worker_that_the_file_no_longer_names_go_to_the_next_that_starts(tmp_path: Path) -> None:
+    a, b = worker("a", tasks=["s0"]), worker("b", tasks=["s1"])
+    with Guard(tmp_path, [a, b], orderly=False) as guard:
+        guard.start()
+        pids = guard.until_running("a", "b")
+        guard.kill()
+        guard.write([a])
+        guard.start()
+        assert guard.until_running("a") == {"a": pids["a"]}
+        assert guard.ask("tasks")["workers"]["b"] == ["s1"], "as long as b lives it has its task"
+        assert guard.stop() == 0
+        os.kill(pids["b"], signal.SIGKILL)
+        guard.until(lambda: not lives(pids["b"]), "b is gone")
+        guard.start()
+        assert json.loads(environ_of(guard.until_running("a")["a"])["PROCGUARD_TASKS"]) == ["s0", "s1"]
+
+
 def test_a_worker_that_died_while_no_guard_was_there_is_recovered(tmp_path: Path) -> None:
     with Guard(tmp_path, [worker("a"), worker("b")], recovery=APART) as guard:
         guard.start()
@@ -443,6 +460,17 @@ def test_a_pid_that_is_another_process_by_now_is_not_touched(tmp_path: Path) -> 
         assert guard.until_running("a")["a"] not in (pid, stranger)
         assert guard.stop() == 0
         assert lives(stranger)
+
+
+def test_without_standard_streams_nothing_is_written_where_it_does_not_belong(tmp_path: Path) -> None:
+    with Guard(tmp_path, [worker("a")]) as guard:
+        guard.start(at=["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"])
+        pids = guard.until_running("a")
+        os.kill(pids["a"], signal.SIGKILL)
+        guard.until_recovered()
+        where = {os.readlink(f"/proc/{guard.pid}/fd/{descriptor}") for descriptor in (0, 1, 2)}
+        assert where == {"/dev/null"}
+        assert guard.stop() == 0
 
 
 def test_systemd_hears_that_it_is_ready_alive_and_stopping(tmp_path: Path) -> None:

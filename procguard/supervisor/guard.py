@@ -39,6 +39,7 @@ from procguard.supervisor.commands import GuardCommands
 from procguard.supervisor.control import ControlServer
 from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
 from procguard.supervisor.health_words import HealthStatus
+from procguard.supervisor.leavers import forget_leavers
 from procguard.supervisor.manager import ProcessManager
 from procguard.supervisor.monitor import ProcessMonitor
 from procguard.supervisor.ready_workers import ReadyWorkers
@@ -178,7 +179,10 @@ class ProcGuard:
             _log.info("Adopted from an earlier guard: %s", ", ".join(adopted))
         if self._service is not None:  # now, and not when all have started: a recovery may take its time
             self._service.ready(f"guarding {len(self._loaded().workers)} workers")
-        outcome = self.failure_handler.resume(also=list(self.process_manager.statuses()))
+        statuses = self.process_manager.statuses()
+        with contextlib.suppress(StateError):  # a full disk, told by the state itself
+            forget_leavers(self.state_manager, statuses, self.process_manager.state_dir)
+        outcome = self.failure_handler.resume(also=list(statuses))
         self._note(outcome)
         return bool(outcome)
 
