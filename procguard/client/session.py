@@ -60,6 +60,11 @@ BURIAL_S = 10.0
 SILENCE_FIRST_S = 2.0
 """Without a word from the lighthouse, which sends a beacon every 0.5 s, for so long: connect afresh."""
 SILENCE_LAST_S = 10.0
+BEACON_PATIENCE_S = 1.0
+"""Without a beacon for so long: ask for what may have been missed. The answer tells that the connection on
+which we talk is well, and then it is not given up because the other one loses what is published."""
+DEAFNESS_S = 10.0
+"""... but when nothing that is published comes for so long, both are made anew all the same."""
 EVER_SINCE = Incarnation(0, 0)
 
 
@@ -171,6 +176,8 @@ class Session:
         self._retry_s = RETRY_FIRST_S
         self._retry_max_s = RETRY_FIRST_S
         self._heard_at = 0.0
+        self._published_at = 0.0
+        self._ask_at = inf
         self._silence_s = SILENCE_FIRST_S
         self._bury_until = inf
         self._last_words = ""
@@ -203,7 +210,8 @@ class Session:
         """When ``TimePassed`` is due."""
         if self.state in (State.NEW, State.DONE):
             return inf
-        return min(self._beat_at, self._retry_at, self._bury_until, self._heard_at + self._silence_s)
+        silent_at = min(self._heard_at + self._silence_s, self._published_at + DEAFNESS_S)
+        return min(self._beat_at, self._retry_at, self._ask_at, self._bury_until, silent_at)
 
     def _dispatch(self, event: Event, now: float) -> None:
         if isinstance(event, TimePassed):
@@ -213,6 +221,8 @@ class Session:
             self._died(event.cause, event.step, now)
         elif isinstance(event, Published):
             self._heard_something(now)
+            self._published_at = now
+            self._ask_at = now + BEACON_PATIENCE_S
             self._published(event.message, now)
         elif isinstance(event, Received):
             self._heard_something(now)
@@ -231,8 +241,10 @@ class Session:
         if now >= self._bury_until:
             self.state = State.DONE
             return
-        if now >= self._heard_at + self._silence_s:
+        if now >= min(self._heard_at + self._silence_s, self._published_at + DEAFNESS_S):
             self._lighthouse_is_silent(now)
+        if now >= self._ask_at:
+            self._ask_for_notices(now)
         if now >= self._retry_at:
             self._retry(now)
         if now >= self._beat_at:
@@ -265,12 +277,21 @@ class Session:
         self._retry_at = now + self._retry_s
         self._retry_s = min(2 * self._retry_s, self._retry_max_s)
 
+    def _ask_for_notices(self, now: float) -> None:
+        self._ask_at = now + BEACON_PATIENCE_S
+        if self.state is State.BEATING and self._hello is not None:
+            self._effects.append(Send(Resync(self._hello.token, self._epoch, self._seq)))
+
     def _lighthouse_is_silent(self, now: float) -> None:
         silent_s = self._silence_s
         self._effects.append(Reconnect())
-        text = f"No word from the lighthouse for {silent_s:g} s: connecting afresh; training waits for it"
+        if now >= self._heard_at + silent_s:
+            text = f"No word from the lighthouse for {silent_s:g} s: connecting afresh; training waits for it"
+        else:
+            text = f"No beacon of the lighthouse for {DEAFNESS_S:g} s, though it answers: connecting afresh"
         self._say(logging.WARNING, text)
-        self._heard_at = now
+        self._heard_at = self._published_at = now
+        self._ask_at = now + BEACON_PATIENCE_S
         self._silence_s = min(2 * silent_s, SILENCE_LAST_S)
         if self.state is State.BEATING or self.state is State.INTRODUCING:
             self._introduce(now)
@@ -296,7 +317,8 @@ class Session:
             self._epoch, self._seq = enrol.hello.epoch, enrol.seq
             topics = (notice_topic(enrol.hello.job_id), self._topic)
             self._effects.append(Listen(enrol.notice_port, topics))
-            self._heard_at = now
+            self._heard_at = self._published_at = now
+            self._ask_at = now + BEACON_PATIENCE_S
         self._see_epoch(enrol.hello.epoch)
         self._beat_at = now
         self._introduce(now)

@@ -15,7 +15,7 @@ from procguard.sim.invariants import Findings, Violation, Watch
 from procguard.sim.lighthouse import Disk, Lighthouse
 from procguard.sim.listening import numbering
 from procguard.sim.member import Machine, TrainerProcess, World
-from procguard.sim.network import DOWN, UP, Connection, Network, Path
+from procguard.sim.network import DOWN, RETRANSMIT_FIRST_S, UP, Connection, Network, Path
 from procguard.sim.schedule import OLDEST, Fault, Kind, Schedule
 
 SLICE_S = 0.5
@@ -213,6 +213,9 @@ class Fleet:
         elif kind is Kind.HOLD and (connections := self._connections(process)):
             held = connections[0] if fault.mode == OLDEST else self._random.choice(connections)
             held.hold(length_s)
+            process.machine.hold(1)
+            # Until the packet is sent again, at intervals that double.
+            self.clock.after(RETRANSMIT_FIRST_S + 2 * length_s, process.machine.hold, -1)
 
     def _end(self, fault: Fault, name: str, process: TrainerProcess) -> None:
         self._delays[name] = fault.length_s

@@ -345,7 +345,7 @@ class NeverFailed:
 
     A lost connection must be replaced within ``disconnect_grace``. That is less than a handshake and a
     retransmission take on a slow network, so there a packet lost meanwhile is an excuse. A listener drops its
-    connections by itself when it has heard no beacon for 2 s.
+    connections by itself when it has heard nothing for 2 s.
     """
 
     def __init__(self, findings: Findings, settings: Settings) -> None:

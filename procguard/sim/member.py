@@ -109,6 +109,7 @@ class Machine:
         self.path = path
         self._clock = clock
         self._troubles = 0
+        self._held = 0
         self._disturbed_at = 0.0
         self._held_up_until = -inf
         self._speechless_until = -inf
@@ -134,6 +135,14 @@ class Machine:
         self._speechless_until = self._clock.now + 2 * BOOT_LAST_S
         if self._clock.now < self._held_up_until:
             self.disturb()
+
+    def hold(self, change: int) -> None:
+        """One connection of it is held up from now on (1), or no longer (-1). One excuses nothing, two do."""
+        if self._held == 1 and change > 0:
+            self.trouble(1)
+        self._held += change
+        if self._held == 1 and change < 0:
+            self.trouble(-1)
 
     def trouble(self, change: int) -> None:
         """Something begins (1) or ends (-1)."""

@@ -8,7 +8,9 @@ import pytest
 
 from procguard.client.link_words import Farewell, Heard, InQuorum, LastWords, LeftOut, Over, Ready, Said
 from procguard.client.session import (
+    BEACON_PATIENCE_S,
     BURIAL_S,
+    DEAFNESS_S,
     SILENCE_FIRST_S,
     SILENCE_LAST_S,
     Died,
@@ -384,6 +386,21 @@ def test_a_silent_lighthouse_is_connected_to_afresh_ever_more_rarely() -> None:
         last = talk.now
     assert gaps == [4, 8, SILENCE_LAST_S, SILENCE_LAST_S]
     assert told(talk.heard(Beacon(EPOCH, 0)), Said) == [Said(20, "The lighthouse is back")]
+
+
+def test_where_only_beacons_are_lost_it_asks_and_keeps_its_connections() -> None:
+    talk = Conversation().beating(seq=4)
+    began = talk.now
+    while talk.now < began + DEAFNESS_S - BEACON_PATIENCE_S:
+        effects = talk.advance(BEACON_PATIENCE_S)
+        assert sent(effects, Resync) == [Resync(TOKEN, EPOCH, 4)]
+        assert not any(isinstance(effect, Reconnect) for effect in effects)
+        talk.got(NoticeBatch(EPOCH, 4, ()))
+    effects = talk.advance(BEACON_PATIENCE_S)
+    assert any(isinstance(effect, Reconnect) for effect in effects), "nothing that is published gets through"
+    assert "though it answers" in told(effects, Said)[0].text
+    talk.heard(Beacon(EPOCH, 4))
+    assert sent(talk.advance(BEACON_PATIENCE_S / 2), Resync) == []
 
 
 def test_silent_after_its_end_it_keeps_its_connection_but_does_not_introduce_itself() -> None:
