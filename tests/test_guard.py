@@ -296,7 +296,7 @@ def test_a_recovery_that_leads_nowhere_gives_up_with_an_exit_code_and_a_reason(t
     with Guard(tmp_path, [crashes, worker("b")]) as guard:
         guard.start()
         assert guard.wait() == 1
-        assert "gave up" in guard.said or "gives up" in guard.said
+        assert "recovery gave up: a failed again" in guard.said
         assert "failed again after 2 restarts within 300 s (max_restarts)" in guard.said
         assert not guard.processes()
         assert guard.state()["gave_up"]["exit_code"] == 1
@@ -372,6 +372,7 @@ def test_what_depends_on_a_worker_waits_until_that_is_ready(tmp_path: Path) -> N
         guard.until(lambda: guard.pids().get("a"), "a has started")
         guard.until(lambda: guard.workers()["a"]["health"] == "starting", "a is not ready")
         assert not guard.events("started", "b")
+        assert guard.workers()["b"]["reasons"] == ["waits for a, not ready yet"]
         (tmp_path / "go").touch()
         guard.until_running("a", "b")
 

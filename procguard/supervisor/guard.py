@@ -213,7 +213,8 @@ class ProcGuard:
         longest_s = max((w.stop_timeout for w in self._loaded().workers if w.worker_id in living), default=0)
         waits = f"; {', '.join(living[:NAMES_TOLD_MAX])}{', ...' if len(living) > NAMES_TOLD_MAX else ''} "
         waits += f"may take up to {longest_s:g} s to end, and no time at all if the guard is told once more"
-        _log.info("Guard stops: %s%s", self._reason or "asked to", waits if living else "")
+        level = logging.ERROR if self._exit_code else logging.INFO
+        _log.log(level, "Guard stops: %s%s", self._reason or "asked to", waits if living else "")
 
     def stop(self) -> None:
         """Have ``run`` stop all workers and return; from any thread. Said again: with SIGKILL at once."""
@@ -412,7 +413,6 @@ class ProcGuard:
     def _end(self, exit_code: int, reason: str) -> None:
         if not self._stop_asked.is_set():
             self._exit_code, self._reason = exit_code, reason
-            (_log.error if exit_code else _log.info)("%s", reason)
             self.stop()
 
     def _signalled(self, number: int) -> None:
