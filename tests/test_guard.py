@@ -87,8 +87,10 @@ def test_several_failing_together_are_one_chain(tmp_path: Path) -> None:
     with Guard(tmp_path, [worker(name) for name in ids]) as guard:
         guard.start()
         before = guard.until_running(*ids)
+        guard.signal(signal.SIGSTOP)  # so that it sees them together, however slow this machine is
         for pid in list(before.values())[:3]:
             os.kill(pid, signal.SIGKILL)
+        guard.signal(signal.SIGCONT)
         guard.until_recovered()
         after = guard.until_running(*ids)
         assert not set(before.values()) & set(after.values())
@@ -112,7 +114,8 @@ def test_a_worker_that_beat_and_fell_silent_is_replaced(tmp_path: Path) -> None:
     entry = worker(
         "a", [sys.executable, "-c", BEATS], working_dir=str(tmp_path), env={"PYTHONPATH": str(REPOSITORY)}
     )
-    with Guard(tmp_path, [entry], communication=zmq, monitoring=QUICK) as guard:
+    patient = {**QUICK, "heartbeat_timeout": 1.5}
+    with Guard(tmp_path, [entry], communication=zmq, monitoring=patient) as guard:
         guard.start()
         pid = guard.until_running("a")["a"]
         guard.until((tmp_path / "beats").exists, "it has beaten")
@@ -499,6 +502,7 @@ def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path: Path) -> Non
         guard.signal(signal.SIGHUP)
         assert guard.until_running("a") == pids
         assert guard.stop() == 0
+        assert "Guard stops: by SIGTERM" in guard.said
 
 
 def test_a_guard_that_ignores_signals_has_workers_that_hear_them(tmp_path: Path) -> None:
