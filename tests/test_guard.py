@@ -477,6 +477,17 @@ def test_without_standard_streams_nothing_is_written_where_it_does_not_belong(tm
         assert guard.stop() == 0
 
 
+def test_a_guard_whose_lock_is_removed_says_so(tmp_path: Path) -> None:
+    with Guard(tmp_path, [worker("a")]) as guard:
+        guard.environ = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "300000"}  # it looks more often then
+        guard.start()
+        guard.until_running("a")
+        guard.state_file.with_name("state.json.lock").unlink()
+        guard.until(lambda: f"end this one with `kill {guard.pid}`" in guard.said, "it says so")
+        assert guard.stop() == 0
+        assert guard.said.count("was removed") == 1
+
+
 def test_systemd_hears_that_it_is_ready_alive_and_stopping(tmp_path: Path) -> None:
     path = tmp_path / "systemd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

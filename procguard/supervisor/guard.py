@@ -55,6 +55,7 @@ EXIT_FAILED = 1
 NO_PROCESS = 0
 """In place of a pid: the one that failed is gone. Whatever runs by now has taken its place."""
 NAMES_TOLD_MAX = 5
+LOOK_INTERVAL_S = 5.0
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
 _RESTORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -91,6 +92,7 @@ class ProcGuard:
         self._wake = threading.Event()
         self._started = False
         self._service: ServiceManager | None = None
+        self._folder_was_there = True
         self._noting = threading.Lock()
         self._noted: RecoveryOutcome | None = None
         self._exit_code = 0
@@ -200,12 +202,27 @@ class ProcGuard:
                 _log.warning("web.enabled = true has no effect: this version serves no HTTP")
             self._afterwards.call(self._start_all)
             while not self._stop_asked.is_set():
-                self._wake.wait(service.watchdog_interval_s)
+                self._wake.wait(min(LOOK_INTERVAL_S, service.watchdog_interval_s or LOOK_INTERVAL_S))
                 self._wake.clear()
                 service.alive()
+                self._look_at_folder()
             service.stopping(self._reason or "asked to stop")
             self._tell_of_stop()
         return self._exit_code
+
+    def _look_at_folder(self) -> None:
+        """Nothing can be put right here; but whoever removed it should hear of it before the next guard
+        does."""
+        state_file = self.state_manager.path
+        assert state_file is not None
+        is_there = state_file.with_name(f"{state_file.name}.lock").exists()
+        if self._folder_was_there and not is_there:
+            _log.error(
+                "%s: the guard's lock was removed while it runs. It cannot be asked any more, and a second "
+                "guard would not be refused: end this one with `kill %d`, and start it again",
+                state_file.parent, os.getpid(),
+            )  # fmt: skip
+        self._folder_was_there = is_there
 
     def _tell_of_stop(self) -> None:
         """And of what it may have to wait for; nobody at a terminal should have to guess."""
