@@ -9,6 +9,7 @@ asked for, 1 otherwise.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -92,12 +93,23 @@ def main(ctx: click.Context, config: str | None) -> None:
         if config is None:
             click.echo(ctx.get_help())
             return
+        _hold_standard_streams()
         from procguard.supervisor.guard import ProcGuard
 
         ctx.exit(ProcGuard(config).run())
     elif config is not None:
         name = ctx.invoked_subcommand
         raise UsageError(f"--config stands before {name}; write `procguard {name} --config {config}`")
+
+
+def _hold_standard_streams() -> None:
+    """Have something at descriptors 0, 1 and 2. Where they are closed (``2>&-``) the next file that is opened
+    becomes stderr, and what the guard says of itself would be written into its own state."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
 
 
 if __name__ == "__main__":

@@ -228,6 +228,7 @@ ROOMS = {
     "supervisor.probes": "shell",
     "supervisor.process": "shell",
     "supervisor.procfs": "shell",
+    "supervisor.leavers": "shell",
     "supervisor.ready_workers": "shell",
     "supervisor.records": "shell",
     "supervisor.recovery": "shell",

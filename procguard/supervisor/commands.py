@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from procguard.supervisor.chronicle import Chronicle
+from procguard.supervisor.health_words import HealthStatus
 from procguard.supervisor.manager import ProcessManager
 from procguard.supervisor.monitor import ProcessMonitor
 from procguard.supervisor.plan import Journal, Step
@@ -84,7 +85,12 @@ class GuardCommands:
             "worker_id": worker_id,
             "state": "exhausted" if record.exhausted and status.pid is None else status.state.value,
             "health": self._monitor.get_status(worker_id).value,
-            "reasons": [*gave_up, *left_out, *self._monitor.get_reasons(worker_id)],
+            "reasons": [
+                *gave_up,
+                *left_out,
+                *self._awaited(config, status, record),
+                *self._monitor.get_reasons(worker_id),
+            ],
             "pid": status.pid,
             "started_at": status.started_at,
             "restarts": len(record.restarts.due),
@@ -97,6 +103,13 @@ class GuardCommands:
             "cpu_percent": usage.cpu_percent if usage else None,
             "adopted": status.adopted,
         }
+
+    def _awaited(self, config: WorkerConfig, status: WorkerStatus, record: WorkerRecord) -> list[str]:
+        """Whom a worker waits for that is to start, and has not."""
+        if status.pid is not None or record.start_due is None or status.next_start_at is not None:
+            return []
+        not_ready = [w for w in config.depends_on if self._monitor.get_status(w) is HealthStatus.STARTING]
+        return [f"waits for {', '.join(not_ready)}, not ready yet"] if not_ready else []
 
     def _chain(self, journal: Journal) -> dict[str, Any]:
         def state_of(index: int) -> str:

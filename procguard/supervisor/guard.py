@@ -39,6 +39,7 @@ from procguard.supervisor.commands import GuardCommands
 from procguard.supervisor.control import ControlServer
 from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
 from procguard.supervisor.health_words import HealthStatus
+from procguard.supervisor.leavers import forget_leavers
 from procguard.supervisor.manager import ProcessManager
 from procguard.supervisor.monitor import ProcessMonitor
 from procguard.supervisor.ready_workers import ReadyWorkers
@@ -54,6 +55,7 @@ EXIT_FAILED = 1
 NO_PROCESS = 0
 """In place of a pid: the one that failed is gone. Whatever runs by now has taken its place."""
 NAMES_TOLD_MAX = 5
+LOOK_INTERVAL_S = 5.0
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
 _RESTORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -90,6 +92,7 @@ class ProcGuard:
         self._wake = threading.Event()
         self._started = False
         self._service: ServiceManager | None = None
+        self._folder_was_there = True
         self._noting = threading.Lock()
         self._noted: RecoveryOutcome | None = None
         self._exit_code = 0
@@ -178,7 +181,10 @@ class ProcGuard:
             _log.info("Adopted from an earlier guard: %s", ", ".join(adopted))
         if self._service is not None:  # now, and not when all have started: a recovery may take its time
             self._service.ready(f"guarding {len(self._loaded().workers)} workers")
-        outcome = self.failure_handler.resume(also=list(self.process_manager.statuses()))
+        statuses = self.process_manager.statuses()
+        with contextlib.suppress(StateError):  # a full disk, told by the state itself
+            forget_leavers(self.state_manager, statuses, self.process_manager.state_dir)
+        outcome = self.failure_handler.resume(also=list(statuses))
         self._note(outcome)
         return bool(outcome)
 
@@ -196,12 +202,27 @@ class ProcGuard:
                 _log.warning("web.enabled = true has no effect: this version serves no HTTP")
             self._afterwards.call(self._start_all)
             while not self._stop_asked.is_set():
-                self._wake.wait(service.watchdog_interval_s)
+                self._wake.wait(min(LOOK_INTERVAL_S, service.watchdog_interval_s or LOOK_INTERVAL_S))
                 self._wake.clear()
                 service.alive()
+                self._look_at_folder()
             service.stopping(self._reason or "asked to stop")
             self._tell_of_stop()
         return self._exit_code
+
+    def _look_at_folder(self) -> None:
+        """Nothing can be put right here; but whoever removed it should hear of it before the next guard
+        does."""
+        state_file = self.state_manager.path
+        assert state_file is not None
+        is_there = state_file.with_name(f"{state_file.name}.lock").exists()
+        if self._folder_was_there and not is_there:
+            _log.error(
+                "%s: the guard's lock was removed while it runs. It cannot be asked any more, and a second "
+                "guard would not be refused: end this one with `kill %d`, and start it again",
+                state_file.parent, os.getpid(),
+            )  # fmt: skip
+        self._folder_was_there = is_there
 
     def _tell_of_stop(self) -> None:
         """And of what it may have to wait for; nobody at a terminal should have to guess."""
@@ -209,7 +230,8 @@ class ProcGuard:
         longest_s = max((w.stop_timeout for w in self._loaded().workers if w.worker_id in living), default=0)
         waits = f"; {', '.join(living[:NAMES_TOLD_MAX])}{', ...' if len(living) > NAMES_TOLD_MAX else ''} "
         waits += f"may take up to {longest_s:g} s to end, and no time at all if the guard is told once more"
-        _log.info("Guard stops: %s%s", self._reason or "asked to", waits if living else "")
+        level = logging.ERROR if self._exit_code else logging.INFO
+        _log.log(level, "Guard stops: %s%s", self._reason or "asked to", waits if living else "")
 
     def stop(self) -> None:
         """Have ``run`` stop all workers and return; from any thread. Said again: with SIGKILL at once."""
@@ -408,7 +430,6 @@ class ProcGuard:
     def _end(self, exit_code: int, reason: str) -> None:
         if not self._stop_asked.is_set():
             self._exit_code, self._reason = exit_code, reason
-            (_log.error if exit_code else _log.info)("%s", reason)
             self.stop()
 
     def _signalled(self, number: int) -> None:
