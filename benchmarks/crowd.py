@@ -58,6 +58,7 @@ class CrowdMember:
         self.replica_id = replica_id
         self.dealer = self._connect(zmq.DEALER, address)
         self.sub: Socket | None = None
+        self._aside = False
         self.renew()
 
     def renew(self) -> None:
@@ -94,9 +95,9 @@ class CrowdMember:
         if self.sub is not None:
             self.sub.close(linger=0)
         self._topic = listener_topic(secrets.token_bytes(16))
-        self.sub = self._connect(zmq.SUB, f"{self._host}:{self.welcome.notice_port}")
-        self.sub.subscribe(notice_topic(JOB_ID))
-        self.sub.subscribe(self._topic)
+        self.sub = self._connect(zmq.XSUB, f"{self._host}:{self.welcome.notice_port}")
+        for topic in (notice_topic(JOB_ID), self._topic):
+            self.sub.send(b"\1" + topic)
 
     def welcomed(self) -> None:
         """Take in the Welcome that answers a Hello."""
@@ -117,6 +118,11 @@ class CrowdMember:
 
     def send(self, message: Message) -> None:
         self.dealer.send(encode(message))
+
+    def send_beat(self) -> None:
+        """By each of its connections in turn, as a listener does."""
+        self._aside = not self._aside and self.sub is not None
+        (self.sub if self._aside and self.sub else self.dealer).send(self.beat)
 
     def answer(self) -> Message:
         """The next answer of the lighthouse."""
@@ -183,7 +189,7 @@ class SmoothBeats:
         while (wait_s := self.due_in()) <= 0:
             member = self._members[self.sent % len(self._members)]
             if member.beat:
-                member.dealer.send(member.beat)
+                member.send_beat()
             self.sent += 1
             self.latest_s = max(self.latest_s, -wait_s)
 
