@@ -496,14 +496,19 @@ def test_systemd_hears_that_it_is_ready_alive_and_stopping(tmp_path: Path) -> No
         with Guard(tmp_path, [worker("a")]) as guard:
             guard.environ = {"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "300000"}
             guard.start()
-            assert systemd.recv(4096).startswith(b"READY=1\n")
+            assert _word(systemd).startswith(b"READY=1\n")
             assert [systemd.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
             pid = guard.until_running("a")["a"]
             assert environ_of(pid)["NOTIFY_SOCKET"] != str(path), "that one is the guard's alone"
             assert guard.stop() == 0
-            while (heard := systemd.recv(4096)) == b"WATCHDOG=1":
-                pass
-            assert heard.startswith(b"STOPPING=1\n")
+            assert _word(systemd).startswith(b"STOPPING=1\n")
+
+
+def _word(systemd: socket.socket) -> bytes:
+    """The next that is said besides being alive."""
+    while (heard := systemd.recv(4096)) == b"WATCHDOG=1":
+        pass
+    return heard
 
 
 def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path: Path) -> None:
