@@ -18,7 +18,10 @@ import select
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 from queue import Full, Queue
+
+from procguard.errors import StateError
 
 LINES_WAITING_MAX = 10_000
 LAST_LINES_S = 1.0
@@ -123,3 +126,26 @@ def written_log(style: str, level: str, fd: int = 2) -> Iterator[None]:
     finally:
         root.removeHandler(writer)
         writer.close()
+
+
+@contextlib.contextmanager
+def log_file(path: str | None) -> Iterator[int]:
+    """A descriptor to write a log to: of that file, made if need be, or of stderr.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    if path is None:
+        yield 2
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StateError(
+            f"logging.file: {path} cannot be written ({error.strerror}); name another file"
+        ) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)

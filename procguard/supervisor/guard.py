@@ -6,7 +6,7 @@
 It wires and it waits. Processes are the manager's, health is the monitor's, what happens after a failure is
 the failure handler's, what must not be forgotten the state's; here stands who hears of what from whom.
 Nothing long is done on a thread that others wait for: a chain has a thread of its own, a start runs on that
-of ``_Afterwards``, and neither on the process loop or on the monitor's. A signal handler only leaves word.
+of ``Afterwards``, and neither on the process loop or on the monitor's. A signal handler only leaves word.
 
 ``run`` ends when it is told to (SIGTERM, SIGINT, SIGHUP, ``stop``), when the recovery gives up, or when every
 worker has come to its end and none will start again. A guard without workers runs until it is told to stop.
@@ -18,11 +18,10 @@ import contextlib
 import functools
 import logging
 import os
-import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,14 @@ from procguard.adapters.communication import CheckpointAdapter, CommunicationAda
 from procguard.config import ConfigLoader
 from procguard.env import guard_folders
 from procguard.errors import ProcGuardError, StateError, UsageError
-from procguard.guard_config import GuardConfig, LoggingConfig
-from procguard.log_lines import written_log
+from procguard.guard_config import GuardConfig
+from procguard.log_lines import log_file, written_log
+from procguard.supervisor.afterwards import Afterwards
 from procguard.supervisor.chain import OutcomeKind, RecoveryOutcome
 from procguard.supervisor.chronicle import Chronicle
 from procguard.supervisor.commands import GuardCommands
 from procguard.supervisor.control import ControlServer
+from procguard.supervisor.end import end_of
 from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
 from procguard.supervisor.health_words import HealthStatus
 from procguard.supervisor.leavers import forget_leavers
@@ -45,7 +46,7 @@ from procguard.supervisor.monitor import ProcessMonitor
 from procguard.supervisor.ready_workers import ReadyWorkers
 from procguard.supervisor.recovery import FailureHandler
 from procguard.supervisor.state import StateManager
-from procguard.supervisor.state_file import WorkerRecord
+from procguard.supervisor.stop_signals import stop_signals
 from procguard.supervisor.systemd import ServiceManager
 from procguard.supervisor.worker_events import WorkerEnded, WorkerEvent, WorkerStarted, WorkerUnkillable
 
@@ -58,11 +59,8 @@ NAMES_TOLD_MAX = 5
 LOOK_INTERVAL_S = 5.0
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
-_RESTORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Which it ignores itself, and ``subprocess`` sets right for children."""
 FOLDER_SUFFIX = ".d"
 """The guard's folder beside its state file: records, logs, failure reports."""
-_OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
 
 
 class ProcGuard:
@@ -109,7 +107,9 @@ class ProcGuard:
     def setup_logging(self) -> None:
         """Have ProcGuard's log written as the file says, until ``close``."""
         if not self._logging_is_set_up:
-            self._stack.enter_context(_logging(self._loaded().logging))
+            wanted = self._loaded().logging
+            fd = self._stack.enter_context(log_file(wanted.file))
+            self._stack.enter_context(written_log(wanted.format, wanted.level, fd))
             self._logging_is_set_up = True
 
     def initialize_components(self) -> None:
@@ -163,7 +163,7 @@ class ProcGuard:
             about=self._about,
             ended_at=self._ended_at,
         )
-        self._afterwards = _Afterwards()
+        self._afterwards = Afterwards()
         self._initialized = True
 
     def start_workers(self) -> bool:
@@ -191,7 +191,9 @@ class ProcGuard:
     def run(self) -> int:
         """Guard until the end; the exit code. On the main thread it ends at SIGTERM, SIGINT and SIGHUP."""
         with contextlib.ExitStack() as at_exit:
-            at_exit.enter_context(_signals(self._signalled))  # also while it closes: said again, it forces
+            at_exit.enter_context(
+                stop_signals(self._signalled)
+            )  # also while it closes: said again, it forces
             at_exit.callback(self.close)
             self._loaded()
             self.setup_logging()
@@ -305,6 +307,8 @@ class ProcGuard:
                 threading.Thread(
                     target=self._run_again, args=(worker_id,), name="procguard-again", daemon=True
                 ).start()
+            elif event.exit.kind is ExitKind.CLEAN:
+                self.failure_handler.worker_finished(worker_id)
             self._afterwards.call(self._look_whether_over)
         elif isinstance(event, WorkerUnkillable):
             text = "outlives SIGKILL; no longer waited for (see its /proc entry: state D waits for a device)"
@@ -399,26 +403,14 @@ class ProcGuard:
         statuses = self.process_manager.statuses()
         if not statuses or self.failure_handler.in_progress or self.failure_handler.gave_up:
             return  # having given up is told by the outcome
-        records = self.state_manager.document.workers
-        for worker_id, status in statuses.items():
-            record = records.get(worker_id, WorkerRecord())
-            if status.state not in _OVER or record.start_due is not None:
-                return
-            if status.state is WorkerState.FAILED and self._will_restart(worker_id, record):
-                return
-            if status.state is WorkerState.FINISHED and self._restarts_always(worker_id):
-                return
-        failed = [w for w, status in statuses.items() if status.state is not WorkerState.FINISHED]
-        said = f"failed for good: {', '.join(failed)}" if failed else "every worker has finished"
-        self._end(EXIT_FAILED if failed else 0, said)
-
-    def _will_restart(self, worker_id: str, record: WorkerRecord) -> bool:
-        config = self._config_of(worker_id)
-        return bool(
-            self._loaded().recovery.enable_auto_recovery
-            and (config is None or config.restart != "never")
-            and not (record.left_out or record.exhausted)
+        end = end_of(
+            statuses,
+            self.state_manager.document.workers,
+            {worker.worker_id: worker for worker in self._loaded().workers},
+            recovers=self._loaded().recovery.enable_auto_recovery,
         )
+        if end is not None:
+            self._end(EXIT_FAILED if end.failed else 0, end.text)
 
     def _restarts_always(self, worker_id: str) -> bool:
         config = self._config_of(worker_id)
@@ -460,85 +452,6 @@ class ProcGuard:
         }
 
 
-class _Afterwards:
-    """Carries out, one by one, what those must not do themselves who have told of it."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._work, name="procguard-afterwards", daemon=True
-        )
-        self._thread.start()
-
-    def call(self, what: Callable[[], object]) -> None:
-        """Do this when all before it is done."""
-        self._calls.put(what)
-
-    def close(self) -> None:
-        """Do no more; what is being done is not waited for."""
-        self._calls.put(None)
-
-    def _work(self) -> None:
-        while (what := self._calls.get()) is not None:
-            try:
-                what()
-            except Exception:  # noqa: BLE001 - a bug of ours: told in full, and the rest goes on
-                _log.exception("A bug in ProcGuard; please report it")
-
-
 def _is_about(failure: WorkerFailure, pid: int | None) -> bool:
     """Not about a process that has been replaced since. A pid of 0 says nothing; it is a hint at best."""
     return failure.pid in (0, pid)
-
-
-@contextlib.contextmanager
-def _logging(config: LoggingConfig) -> Iterator[None]:
-    style = config.format
-    with contextlib.ExitStack() as opened:
-        fd = 2
-        if config.file is not None:
-            try:
-                Path(config.file).parent.mkdir(parents=True, exist_ok=True)
-                fd = os.open(config.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                raise StateError(
-                    f"logging.file: {config.file} cannot be written ({error.strerror}); name another file"
-                ) from None
-            opened.callback(os.close, fd)
-        opened.enter_context(written_log(style, config.level, fd))
-        yield
-
-
-@contextlib.contextmanager
-def _signals(told: Callable[[int], None]) -> Iterator[None]:
-    """While it lasts, signals that ask for an end are told; on another thread than the main one, none are.
-
-    A handler runs in the middle of whatever the main thread does, and that may hold any lock. So it takes
-    none itself: it only puts the signal's number where a thread waits for it.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    given: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def tell() -> None:
-        while number := given.get():
-            told(number)
-
-    teller = threading.Thread(target=tell, name="procguard-signals", daemon=True)
-    teller.start()
-    before = {}
-    for number in signal.valid_signals():
-        if signal.getsignal(number) is signal.SIG_IGN and number not in _RESTORED_BY_PYTHON:
-            # As under nohup, or behind a shell's "&". We go on ignoring it; but workers would inherit that,
-            # and be deaf to their stop_signal. A signal that is caught is a default again after exec.
-            before[number] = signal.signal(number, lambda number, frame: None)
-        elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            before[number] = signal.signal(number, lambda number, frame: given.put(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        given.put(0)
-        teller.join()
