@@ -89,7 +89,7 @@ class ProcGuard:
         self._stop_asked = threading.Event()
         self._wake = threading.Event()
         self._started = False
-        self._service: ServiceManager | None = None
+        self._adapter_is_open = False
         self._folder_was_there = True
         self._noting = threading.Lock()
         self._noted: RecoveryOutcome | None = None
@@ -163,6 +163,7 @@ class ProcGuard:
             about=self._about,
             ended_at=self._ended_at,
         )
+        self._service = ServiceManager(os.environ)
         self._afterwards = Afterwards()
         self._initialized = True
 
@@ -170,17 +171,22 @@ class ProcGuard:
         """Take over the workers that live, finish what an earlier guard began, and start the others.
 
         Returns whether all who are to run do, or are about to. Called again, it does nothing.
+
+        Raises:
+            StateError: another guard's socket is in the way.
+            UsageError: the adapter cannot be initialized.
         """
         self.initialize_components()
         if self._started:
             return self.failure_handler.gave_up is None
         self._started = True
-        self._begin_to_listen()
+        self._begin_to_listen()  # and adopt, before anything may take its time: who lives must be known
         adopted = self.process_manager.adopt()
         if adopted:
             _log.info("Adopted from an earlier guard: %s", ", ".join(adopted))
-        if self._service is not None:  # now, and not when all have started: a recovery may take its time
-            self._service.ready(f"guarding {len(self._loaded().workers)} workers")
+        self._open_adapter()
+        # Now, and not when all have started: a recovery may take its time.
+        self._service.ready(f"guarding {len(self._loaded().workers)} workers")
         statuses = self.process_manager.statuses()
         with contextlib.suppress(StateError):  # a full disk, told by the state itself
             forget_leavers(self.state_manager, statuses, self.process_manager.state_dir)
@@ -198,17 +204,16 @@ class ProcGuard:
             self._loaded()
             self.setup_logging()
             self.initialize_components()
-            service = self._service = ServiceManager(os.environ)
             _log.info("Guard of %d workers, %s", len(self._loaded().workers), self.config_path)
             if self._loaded().web.enabled:
                 _log.warning("web.enabled = true has no effect: this version serves no HTTP")
             self._afterwards.call(self._start_all)
             while not self._stop_asked.is_set():
-                self._wake.wait(min(LOOK_INTERVAL_S, service.watchdog_interval_s or LOOK_INTERVAL_S))
+                self._wake.wait(min(LOOK_INTERVAL_S, self._service.watchdog_interval_s or LOOK_INTERVAL_S))
                 self._wake.clear()
-                service.alive()
+                self._service.alive()
                 self._look_at_folder()
-            service.stopping(self._reason or "asked to stop")
+            self._service.stopping(self._reason or "asked to stop")
             self._tell_of_stop()
         return self._exit_code
 
@@ -245,15 +250,24 @@ class ProcGuard:
     def close(self) -> None:
         """Stop all workers and let go of everything. Idempotent."""
         self._stop_asked.set()
-        if self._initialized:
-            self._initialized = False
-            self.process_monitor.stop()
-            self._afterwards.close()
-            self.failure_handler.close()
-            self.process_manager.close()
-            self.communication_adapter.close()
-        self._stack.close()
+        with (
+            contextlib.ExitStack() as parts
+        ):  # each is closed whatever another one raises; the last one first
+            parts.callback(self._stack.close)
+            if self._initialized:
+                self._initialized = False
+                parts.callback(self._close_adapter)
+                parts.callback(self.process_manager.close)
+                parts.callback(self._afterwards.close)
+                parts.callback(self.failure_handler.close)
+                parts.callback(self.process_monitor.stop)
         self._logging_is_set_up = False
+
+    def _close_adapter(self) -> None:
+        try:
+            self.communication_adapter.close()
+        except Exception:  # noqa: BLE001 - it may be anybody's: the log hears of it, and the guard ends
+            _log.exception("The adapter %s could not be closed", self._loaded().communication.adapter_type)
 
     # --- beginning
 
@@ -261,12 +275,6 @@ class ProcGuard:
         return self.config or self.load_config()
 
     def _begin_to_listen(self) -> None:
-        adapter = self.communication_adapter
-        adapter.initialize()
-        for worker in self._loaded().workers:
-            adapter.register_worker(worker.worker_id)
-        adapter.set_heartbeat_callback(self._heard)
-        adapter.set_failure_callback(self._told_of_failures)
         self.process_manager.subscribe(self._worker_event)
         self.process_monitor.set_status_callback(self._status_changed)
         self.process_monitor.set_failure_callback(self._failed)
@@ -281,11 +289,32 @@ class ProcGuard:
         control.start()
         self._stack.callback(control.close)
 
+    def _open_adapter(self) -> None:
+        adapter = self.communication_adapter
+        adapter.set_heartbeat_callback(self._heard)
+        adapter.set_failure_callback(self._told_of_failures)
+        try:
+            adapter.initialize()
+            for worker in self._loaded().workers:
+                adapter.register_worker(worker.worker_id)
+        except ProcGuardError:
+            raise
+        except Exception as error:  # it may be anybody's: the user is told whose
+            name = self._loaded().communication.adapter_type
+            raise UsageError(
+                f"communication.adapter_type = {name!r} could not be initialized: "
+                f"{type(error).__name__}: {error}; correct communication.adapter_config, or the class"
+            ) from error
+        self._adapter_is_open = True
+
     def _start_all(self) -> None:
         try:
             self.start_workers()
         except ProcGuardError as error:
             self._end(EXIT_FAILED, str(error))
+        except Exception as error:
+            self._end(EXIT_FAILED, f"a bug in ProcGuard, please report it: {type(error).__name__}: {error}")
+            raise
         self._look_whether_over()
 
     # --- what happens
@@ -297,7 +326,8 @@ class ProcGuard:
             text = f"adopted, pid {event.pid}" if event.adopted else f"started, pid {event.pid}"
             self.chronicle.add("started", text, worker_id, event.at)
             self.failure_handler.worker_started(worker_id)
-            self.communication_adapter.register_worker(worker_id)
+            if self._adapter_is_open:
+                self.communication_adapter.register_worker(worker_id)
         elif isinstance(event, WorkerEnded):
             self._ended_at[worker_id] = event.at
             self.chronicle.add("ended", event.exit.text, worker_id, event.at)
@@ -343,7 +373,7 @@ class ProcGuard:
         """On the adapter's thread."""
         statuses = self.process_manager.statuses()
         for failure in failures:
-            self.chronicle.add("told", f"the lighthouse says: {failure.reason}", failure.worker_id)
+            self.chronicle.add("told", f"told from outside: {failure.reason}", failure.worker_id)
         present = [f for f in failures if f.worker_id in statuses and _is_about(f, statuses[f.worker_id].pid)]
         pids = {failure.worker_id: failure.pid for failure in present if failure.pid}
         hung = {failure.worker_id: failure.reason for failure in present}

@@ -42,7 +42,7 @@ def stop_signals(told: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
         given.put(0)
         teller.join()
