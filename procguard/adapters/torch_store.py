@@ -14,6 +14,7 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +30,9 @@ from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeo
 AGENT_TIMEOUT = timedelta(seconds=2)
 """For the store of torchrun's agent, which is on this machine or next to it, to answer."""
 POLL_S_MIN, POLL_S_MAX = 0.0005, 0.01
-_HANDLE = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})/(?P<token>[0-9a-f]{16})")
+_HANDLE = re.compile(
+    r"(?P<host>\[[^/\[\]]*:[^/\[\]]*\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})/(?P<token>[0-9a-f]{16})"
+)
 
 
 class Meeting(NamedTuple):
@@ -122,19 +125,21 @@ def gather(place: Place, timeout_s: float, is_over: Callable[[], bool]) -> Store
     deadline = time.monotonic() + timeout_s
     host, port, token = read_handle(place.handles[0])
     try:
+        socket.create_connection((host, port), timeout_s).close()  # torch would try on, with a stack trace
         client = TCPStore(host, port, None, False, timedelta(seconds=timeout_s), wait_for_workers=False)
         store = PrefixStore(f"{token}/{place.quorum_id}", client)
         store.set(f"here/{place.rank}", "")
         store.add("here", 1)
-        _await_all(store, place, deadline, is_over)
-    except RuntimeError as error:
+        await_all(store, place, deadline, is_over)
+    except (RuntimeError, OSError) as error:
         reason = f"{place} cannot meet at {host}:{port}, the store of replica rank 0: {first_line(error)}"
         raise CollectiveError(reason, place.quorum_id) from None
     store.set_timeout(timedelta(seconds=max(deadline - time.monotonic(), POLL_S_MAX)))
     return store
 
 
-def _await_all(store: Store, place: Place, deadline: float, is_over: Callable[[], bool]) -> None:
+def await_all(store: Store, place: Place, deadline: float, is_over: Callable[[], bool]) -> None:
+    """Return when all ranks have said in the store that they are here; raises as ``gather`` does."""
     pause_s = POLL_S_MIN
     while store.add("here", 0) < place.world_size:
         if is_over():
