@@ -171,8 +171,10 @@ def expected_gradients() -> list[Any]:
 
 @pytest.mark.parametrize("bucket_cap_mb", [25, 1e-5])
 def test_gradients_are_the_average_in_one_bucket_or_in_many(world: World, bucket_cap_mb: float) -> None:
+    models = [a_model() for _ in world.replicas]
+
     def step(rank: int, replica: Replica) -> Any:
-        model = a_model()
+        model = models[rank]
         parallel = DistributedDataParallel(replica, model, bucket_cap_mb)
         replica.start_quorum()
         parallel(images(rank)).square().mean().backward()
@@ -219,9 +221,8 @@ def test_a_parameter_that_was_not_reached_counts_as_zeros_and_in_its_turn() -> N
     parallel = DistributedDataParallel(manager, model, bucket_cap_mb=1e-5)
     parallel.forward = lambda x: model[0](model[1](x))
     parallel(torch.ones(1, 2)).sum().backward()
-    assert [
-        buffers[0] is layer.weight.grad for buffers, layer in zip(manager.reduced, model[::-1], strict=True)
-    ]
+    for (gradient,), layer in zip(manager.reduced, reversed(model), strict=True):
+        assert gradient is layer.weight.grad
     assert manager.reduced[0][0].abs().sum() == 0 < manager.reduced[1][0].abs().sum()
 
 
@@ -318,14 +319,12 @@ def test_shares_are_apart_and_together_all_there_is(monkeypatch: pytest.MonkeyPa
         return list(sampler)
 
     shares = [share(replica_rank, group_rank) for replica_rank in range(3) for group_rank in range(2)]
-    assert sorted(sum(shares, [])) == list(range(12))
+    assert sorted(number for share in shares for number in share) == list(range(12))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert DistributedSampler(range(12), 2, 3).global_rank == 5
-    for arguments, words in [
-        ((3, 3, 0, 1), "replica_rank 3 of num_replica_groups 3"),
-        ((0, 3, 2, 2), "group_rank 2"),
-    ]:
+    wrong = {"replica_rank 3 of num_replica_groups 3": (3, 3, 0, 1), "group_rank 2 of": (0, 3, 2, 2)}
+    for words, arguments in wrong.items():
         with pytest.raises(UsageError, match=words):
             DistributedSampler(range(12), *arguments)
 

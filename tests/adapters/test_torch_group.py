@@ -196,9 +196,7 @@ def test_configure_where_nobody_answers(ranks: Ranks) -> None:
     dead, alive = ranks.add(2)
     handles = [dead.handle(), alive.handle()]
     dead.shutdown()
-    with pytest.raises(
-        CollectiveError, match=r"cannot meet at 127\.0\.0\.1:\d+, the store of replica rank 0"
-    ):
+    with pytest.raises(CollectiveError, match=r"cannot meet at .*, the store of replica rank 0"):
         alive.configure(handles, 1, 1, LONG)
 
 
