@@ -23,7 +23,7 @@ from typing import Any
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ddp_proactive" / "train_ddp_proactive.py"
 
 
-STUCK_S = 45
+STUCK_S = 120
 """After so long a trainer says in its log where its threads are."""
 
 

@@ -5,8 +5,11 @@ All jobs train at once on one lighthouse: two replicas each or, where survivors'
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -21,14 +24,15 @@ import pytest
 
 from tests.lighthouse.running import DEADLINE_S, REPOSITORY, Lighthouse, free_ports
 
-pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'procguard[torch]'")
+if importlib.util.find_spec("torch") is None:  # not imported: that is the trainers' to do
+    pytest.skip("PyTorch is not installed: pip install 'procguard[torch]'", allow_module_level=True)
 
 HOWS = ["leave", "kill", "stop", "wedge"]
 AT_STEP, STEPS = 3, 30
 PATIENCE_S = 1.5
 """Of a collective, of the lighthouse for threads' beats, and for a step without progress."""
 WITH_TWO_SURVIVORS = {("kill", True), ("stop", True), ("stop", False)}
-TRAINING_TIMEOUT_S = 1.2 * DEADLINE_S
+TRAINING_TIMEOUT_S = 3 * DEADLINE_S
 """For all of them at once, on a crowded machine."""
 MARK = "PROCGUARD_TEST_DDP"
 Event = dict[str, Any]
@@ -205,3 +209,52 @@ def test_who_is_not_told_waits_for_its_collective(jobs: dict[tuple[str, bool], J
     for survivor in job.survivors:
         assert survivor.events("told") == []
         assert "took longer than 1.5 s" in survivor.log.read_text()
+
+
+README = REPOSITORY / "examples" / "ddp_proactive" / "README.md"
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """The lines that its reader copies into the second and the third shell, as words."""
+    lines = [line for line in README.read_text().splitlines() if "torchrun" in line and "=" in line]
+    return [shlex.split(line) for line in lines if line.startswith("PROCGUARD_")]
+
+
+def test_the_lines_of_the_readme_under_torchrun(tmp_path: Path) -> None:
+    """As they stand, but for the ports, and for options at the end that make it short."""
+    ours = {"29510": str(free_ports()), "29600": str(free_ports()), "29601": str(free_ports())}
+    ports = re.compile("|".join(ours))
+    options = "--how=leave --steps=10 --step-time-ms=20"
+    with ExitStack() as stack:
+        port = f"--port={ours['29510']}"
+        lighthouse = stack.enter_context(Lighthouse(port, f"--state-dir={tmp_path / 'state'}"))
+        lighthouse.listening()
+        stack.callback(_nobody_is_left, str(tmp_path))
+        running = []
+        for number, line in enumerate(commands_of_the_readme()):
+            words = [ports.sub(lambda match: ours[match[0]], word) for word in line]
+            log = stack.enter_context((tmp_path / f"{number}.log").open("w+"))
+            command = [sys.executable, "-m", "torch.distributed.run", *words[words.index("torchrun") + 1 :]]
+            variables = dict(word.split("=", 1) for word in words[: words.index("torchrun")])
+            process = subprocess.Popen(
+                [*command, *options.split()],
+                cwd=REPOSITORY,
+                env={**os.environ, **variables, MARK: str(tmp_path)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            stack.callback(_end, process)
+            running.append((process, log.name))
+        codes = [process.wait(TRAINING_TIMEOUT_S) for process, _ in running]
+        first, second = [Path(name).read_text() for _, name in running]
+    assert codes == [0, 0], first + second
+    assert "[replica 0] step 3: leave" in first and "its listener is stopping" in first
+    assert "Peer departure received: replica 0" in second
+    assert "[replica 1] done at step 10" in second
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """torchrun, when it is terminated, ends its trainer."""
+    process.terminate()
+    process.wait(DEADLINE_S)

@@ -33,7 +33,7 @@ DTYPES = (
 )
 """That Gloo and NCCL can both sum."""
 WATCHDOG_DELAY = timedelta(days=365)
-"""torch's own watchdog ends the process; here a timeout ends a quorum."""
+"""Before torch's own watchdog finds that an operation takes too long; here a timeout ends a quorum."""
 
 
 class GlooBackend:
@@ -52,7 +52,7 @@ class GlooBackend:
         works = [self._gloo.allreduce([flat], _options(payload.op)) for flat in payload.flats]
         futures = [work.get_future() for work in works]
         problem = partial(_gloo_problem, futures, self._place, self._timeout_s)
-        has_ended = partial(_all_done, payload, futures)
+        has_ended = partial(_all_done, payload.flats, futures)
         self._watcher.add(Operation(has_ended, problem, ended))
 
     def close(self) -> None:
@@ -66,6 +66,7 @@ class NcclBackend:
     """NCCL among CUDA devices, each rank with the current one. ``abort`` ends kernels that are running."""
 
     def __init__(self, store: dist.Store, place: Place, timeout_s: float, device: torch.device) -> None:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else its watchdog ends the process
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = WATCHDOG_DELAY
         self._place = place
@@ -85,7 +86,7 @@ class NcclBackend:
                     work.wait()  # queues a wait on our stream, does not block
                 event = torch.cuda.Event()
                 event.record()
-        has_ended = partial(_has_run, event, payload, time.monotonic() + self._timeout_s)
+        has_ended = partial(_has_run, payload.flats, event, time.monotonic() + self._timeout_s)
         self._watcher.add(
             Operation(has_ended, partial(_nccl_problem, event, self._place, self._timeout_s), ended)
         )
@@ -94,7 +95,7 @@ class NcclBackend:
         self._watcher.close(self._nccl.abort)
 
 
-def _all_done(payload: Payload, futures: Sequence[torch.futures.Future[Any]]) -> bool:
+def _all_done(flats: Sequence[torch.Tensor], futures: Sequence[torch.futures.Future[Any]]) -> bool:
     """Keeps the tensors, too, until then: torch would otherwise free them on a thread of its own."""
     return all(future.done() for future in futures)
 
@@ -113,8 +114,8 @@ def _gloo_problem(
     return None
 
 
-def _has_run(event: torch.cuda.Event, payload: Payload, deadline: float) -> bool:
-    """Whether the kernels have, or their time is over."""
+def _has_run(flats: Sequence[torch.Tensor], event: torch.cuda.Event, deadline: float) -> bool:
+    """Whether the kernels have, or their time is over; keeps their tensors until then."""
     return bool(event.query()) or time.monotonic() > deadline
 
 
