@@ -75,6 +75,17 @@ ROOMS = {
     "adapters.memory": "adapter",
     "adapters.memory_communication": "adapter",
     "adapters.scheduling": "adapter",
+    "adapters.torch": "door",
+    "adapters.torch_backends": "adapter",
+    "adapters.torch_ddp": "adapter",
+    "adapters.torch_futures": "adapter",
+    "adapters.torch_group": "adapter",
+    "adapters.torch_optimizer": "adapter",
+    "adapters.torch_payload": "adapter",
+    "adapters.torch_quorum": "adapter",
+    "adapters.torch_sampler": "adapter",
+    "adapters.torch_store": "adapter",
+    "adapters.torch_watch": "adapter",
     "adapters.zmq": "adapter",
     "adapters.zmq_communication": "adapter",
     "adapters.zmq_doorkeeper": "adapter",
@@ -565,6 +576,7 @@ EMPTY_WORDS = {"handler", "util", "helper", "common", "data", "info"}
 
 ALLOWED_NAMES = {
     "FailureHandler": "an interface that users already know",
+    "DistributedDataParallel": "the name that torch gives it",
 }
 
 

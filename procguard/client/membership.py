@@ -204,6 +204,7 @@ class Membership:
         if not self._client.leave(step, LEAVE_TIMEOUT_S):
             _log.warning("The lighthouse did not acknowledge the departure of %s", self.replica_id)
         if self._companion:
+            _log.info("Replica %s leaves at step %d, its listener is stopping", self.replica_id, step)
             self._companion.close()
         self._client.close()
         self._life_line.close()

@@ -7,6 +7,10 @@ be reached; the quorum carries the handles to everybody, so no MASTER_ADDR is ne
 The fence: each quorum has one int64 id, and ``abort`` names the quorum it means. An abort is *sticky*
 (configure and collectives of that id fail from then on, also those in progress) and touches no other id,
 so a late abort cannot break the quorum that came after.
+
+A group whose users have futures of their own kind may have one method more, ``foreign_future(future,
+value)``: the same as a future of that kind, which will hold ``value`` or something like it. The Manager's
+works then give out these.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from procguard.client import process_hooks
 from procguard.client.abort import FencedAbort
@@ -32,7 +32,17 @@ from procguard.client.process_group import ProcessGroup, Work
 from procguard.client.recovery_plan import RecoveryPlan
 from procguard.client.timeouts import positive_or
 from procguard.client.train_state import DEFAULT_PART, TrainState
-from procguard.client.work import CompletedWork, ManagedWork, WrappedFuture, scaled, zeroed
+from procguard.client.work import (
+    CompletedWork,
+    ManagedWork,
+    ShowFuture,
+    WrappedFuture,
+    as_it_is,
+    changeable,
+    op_name,
+    scaled,
+    zeroed,
+)
 from procguard.client.worker import RunsJobs, Worker
 from procguard.errors import (
     CheckpointError,
@@ -45,7 +55,6 @@ from procguard.messages import Notice, Phase
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 CLOSE_TIMEOUT_S = 5.0
 LOADS_MAX = 3
 """So often in a row the user's ``load_state_dict`` may fail before it is called a mistake, not bad luck."""
@@ -98,6 +107,7 @@ class Replica:
         self._replica_id = replica_id
         self._pid = os.getpid()
         self._pg = pg
+        self._show_future: ShowFuture = getattr(pg, "foreign_future", as_it_is)
         self._transport = transport
         self._state = TrainState()
         self.set_state_dict_fns(load_state_dict, state_dict)
@@ -167,23 +177,25 @@ class Replica:
                 this.formed.result()
         this.formed.result()
 
-    def allreduce(self, buffers: Any, op: str = "avg") -> Work:
-        """Reduce an array, or a sequence of them, in place over all that contribute to this step.
+    def allreduce(self, buffers: Any, op: Any = "avg") -> Work:
+        """Reduce an array or a tensor, or a sequence of them, in place over all that contribute to this step.
 
-        ``avg`` divides by the number of contributors; a replica that is healing, or a spare, contributes
-        zeros. From any thread. The work it returns never raises: after a failure, or the Manager's
-        ``timeout``, the buffers are as they were, and ``should_commit`` says False.
+        ``op`` is sum, avg, max or min, or torch's ``ReduceOp`` of that name. ``avg`` divides by the number of
+        contributors; a replica that is healing, or a spare, contributes zeros. From any thread. The work it
+        returns never raises: after a failure, or the Manager's ``timeout``, the buffers are as they were, and
+        ``should_commit`` says False.
 
         Raises:
             UsageError: these buffers, or this ``op``, cannot be reduced. The step does not commit.
         """
         this = self._this_round("allreduce")
         if this.error is not None:
-            return CompletedWork(buffers)
+            return CompletedWork(buffers, self._show_future)
         self.wait_quorum()
         if this.error is not None:
-            return CompletedWork(buffers)
+            return CompletedWork(buffers, self._show_future)
         many: Sequence[Any] = buffers if isinstance(buffers, (list, tuple)) else [buffers]
+        many, op = [changeable(buffer) for buffer in many], op_name(op)
         try:
             if not self.is_participating():
                 zeroed(many)
@@ -193,7 +205,7 @@ class Replica:
             raise
         except Exception as error:  # noqa: BLE001  # the backend's own, or of buffers that cannot be set
             self._fail(this, error)
-            return CompletedWork(buffers)
+            return CompletedWork(buffers, self._show_future)
         managed = ManagedWork(
             work,
             buffers,
@@ -201,6 +213,7 @@ class Replica:
             finish=partial(scaled, many, len(self._contributors()) if op == "avg" else 1),
             on_error=partial(self._fail, this),
             waiting=partial(self._phases.during, Phase.COLLECTIVE),
+            show=self._show_future,
         )
         this.pending.append(managed)
         return managed
@@ -309,12 +322,14 @@ class Replica:
             return
         self._fail(this, error)
 
-    def wrap_future(self, future: Future[T], default: T, timeout: timedelta | None = None) -> Future[T]:
+    def wrap_future(self, future: Any, default: Any, timeout: timedelta | None = None) -> Any:
         """A future that never fails: an error fails the step of this call, and gives ``default``.
 
         ``should_commit`` waits for it, as for a collective.
 
         Args:
+            future: of ``concurrent.futures`` or, with a process group of torch, of ``torch.futures``; the
+                result is of the same kind.
             timeout: longer than this is an error too; None: the Manager's.
         """
         this = self._round
@@ -327,7 +342,8 @@ class Replica:
         )
         if this is not None:
             this.pending.append(wrapped)
-        return wrapped.get_future()
+        plain = wrapped.get_future()
+        return plain if isinstance(future, Future) else self._show_future(plain, default)
 
     # --- state --------------------------------------------------------------------------------------
 

@@ -16,19 +16,29 @@ from typing import Any
 from procguard.client.process_group import Work
 from procguard.client.timeouts import a_timedelta
 
+ShowFuture = Callable[[Future[Any], Any], Any]
+"""The same as a future of the kind that the users of a process group know; of what it holds, an example."""
+
+
+def as_it_is(future: Future[Any], value: Any) -> Any:
+    """Of a process group that has no futures of its own."""
+    return future
+
 
 class CompletedWork:
     """A collective that need not be done, or cannot be."""
 
-    def __init__(self, value: Any) -> None:
-        self._future: Future[Any] = Future()
-        self._future.set_result(value)
+    def __init__(self, value: Any, show: ShowFuture = as_it_is) -> None:
+        self._value = value
+        self._show = show
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         return True
 
-    def get_future(self) -> Future[Any]:
-        return self._future
+    def get_future(self) -> Any:
+        future: Future[Any] = Future()
+        future.set_result(self._value)
+        return self._show(future, self._value)
 
 
 class AwaitedFuture(Future[Any]):
@@ -59,7 +69,7 @@ class WrappedFuture:
     """Something of the user's own that a step waits for: a future that never fails.
 
     Args:
-        inner: the user's.
+        inner: the user's, of ``concurrent.futures`` or of ``torch.futures``.
         default: stands for its result where it fails, or takes too long.
         timeout: of a wait that names none.
         on_error: told of the failure.
@@ -68,7 +78,7 @@ class WrappedFuture:
 
     def __init__(
         self,
-        inner: Future[Any],
+        inner: Any,
         default: Any,
         *,
         timeout: timedelta,
@@ -98,9 +108,9 @@ class WrappedFuture:
         """Of the user's result, or the default."""
         return self._future
 
-    def _completed(self, inner: Future[Any]) -> None:
+    def _completed(self, inner: Any) -> None:
         try:
-            result = inner.result()
+            result = inner.result() if hasattr(inner, "result") else inner.value()  # torch's word for it
         except Exception as error:  # noqa: BLE001  # whatever the user's work raises; the step hears of it
             self._give_up(error)
         else:
@@ -120,6 +130,7 @@ class ManagedWork:
         finish: applied to the buffers after success, before anyone sees them: the division of an average.
         on_error: told of the failure.
         waiting: entered by each thread for as long as it waits here.
+        show: gives out the future.
     """
 
     def __init__(
@@ -131,8 +142,10 @@ class ManagedWork:
         finish: Callable[[], None],
         on_error: Callable[[Exception], None],
         waiting: Callable[[], AbstractContextManager[None]],
+        show: ShowFuture = as_it_is,
     ) -> None:
         self._work = work
+        self._show = show
         self._value = value
         self._timeout = timeout
         self._finish = finish
@@ -153,10 +166,10 @@ class ManagedWork:
                 _settle(self._future, self._value)
         return True
 
-    def get_future(self) -> Future[Any]:
+    def get_future(self) -> Any:
         """A future of the buffers, reduced or, after a failure, as they were. Who waits for its ``result``
         waits in the collective, and is not taken for a trainer that computes."""
-        return self._future
+        return self._show(self._future, self._value)
 
     def _completed(self, inner: Future[Any]) -> None:
         try:
@@ -182,6 +195,17 @@ def scaled(buffers: Sequence[Any], divisor: int) -> None:
             buffer /= divisor  # noqa: PLW2901  # in place
         except (TypeError, RuntimeError):  # integers: in numpy's words, and in torch's
             buffer //= divisor  # noqa: PLW2901
+
+
+def changeable(buffer: Any) -> Any:
+    """The same memory; of a tensor that autograd watches, as one that may be changed in place."""
+    return buffer.detach() if hasattr(buffer, "detach") else buffer
+
+
+def op_name(op: Any) -> Any:
+    """``avg`` of ``"avg"`` and of torch's ``ReduceOp.AVG``; what is neither, as it is."""
+    name = op if isinstance(op, str) else getattr(op, "name", None)
+    return name.lower() if isinstance(name, str) else op
 
 
 def zeroed(buffers: Sequence[Any]) -> None:

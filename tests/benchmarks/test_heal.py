@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.heal import checksum, state_of
 from tests.benchmarks.running import cases, report_of
 
@@ -14,7 +16,17 @@ def test_a_small_heal() -> None:
         ("most memory, source", 2, "MiB RSS"),
         ("most memory, fetcher", 2, "MiB RSS"),
     }
-    assert [target["bound"] for target in report["targets"]] == ["at least", "at most", "at most"]
+    assert [target["bound"] for target in report["targets"]] == ["at most", "at most", "at least"]
+
+
+def test_a_small_heal_of_tensors() -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'procguard[torch]'")
+    report = report_of("heal", "--mib=4", "--rounds=2", "--tensors")
+    assert {
+        ("heal, tensors", 2, "GB/s"),
+        ("most memory, source, tensors", 2, "MiB RSS"),
+        ("most memory, fetcher, tensors", 2, "MiB RSS"),
+    } <= cases(report)
 
 
 def test_another_state_has_another_sum() -> None:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 import numpy as np
 import pytest
 
-from procguard.client.work import CompletedWork, ManagedWork, WrappedFuture, scaled, zeroed
+from procguard.client.work import (
+    CompletedWork,
+    ManagedWork,
+    WrappedFuture,
+    changeable,
+    op_name,
+    scaled,
+    zeroed,
+)
 from procguard.errors import CollectiveAborted, CollectiveTimeout, UsageError
 
 ABORTED = CollectiveAborted("quorum 1 was aborted", 1)
@@ -180,3 +189,46 @@ def test_what_does_not_count_is_zero() -> None:
     buffers = [np.ones((2, 2)), np.ones(())]
     zeroed(buffers)
     assert not any(buffer.any() for buffer in buffers)
+
+
+class Op(Enum):
+    """As torch's ``ReduceOp`` has them."""
+
+    AVG = 1
+
+
+def test_ops_go_by_their_names() -> None:
+    assert [op_name(op) for op in ("avg", "MAX", Op.AVG, None, 3)] == ["avg", "max", "avg", None, 3]
+
+
+def test_a_tensor_that_autograd_watches_is_changed_as_its_detached_self() -> None:
+    class Tensor:
+        def detach(self) -> str:
+            return "detached"
+
+    array = np.zeros(1)
+    assert changeable(array) is array
+    assert changeable(Tensor()) == "detached"
+
+
+def test_a_group_may_have_futures_of_its_own_kind() -> None:
+    def show(future: Future[Any], value: Any) -> Any:
+        return ("torch's", future.result(0), value)
+
+    assert CompletedWork(3, show).get_future() == ("torch's", 3, 3)
+
+
+def test_a_future_whose_result_is_called_value() -> None:
+    class Inner:
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            callback(self)
+
+        def value(self) -> int:
+            return 7
+
+    wrapped = WrappedFuture(Inner(), 0, timeout=MINUTE, on_error=_unheard, waiting=nullcontext)
+    assert wrapped.get_future().result(0) == 7
+
+
+def _unheard(error: Exception) -> None:
+    raise AssertionError(error)
