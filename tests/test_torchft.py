@@ -28,6 +28,12 @@ if find_spec("torchft") is None:  # not imported here: that takes seconds, and t
 RANKS = 2
 TICK_S = 0.02
 STEPS_TO_COME = 10
+PATIENT = (
+    "--heartbeat-timeout-ms=5000",
+    "--thread-heartbeat-timeout-ms=20000",
+    "--disconnect-grace-ms=3000",
+)
+"""On a crowded machine a listener may not come to beat for a second."""
 Event = dict[str, Any]
 
 
@@ -162,7 +168,7 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Job]:
-    with Lighthouse("--port=0") as lighthouse:
+    with Lighthouse("--port=0", *PATIENT) as lighthouse:
         job = Job(tmp_path, lighthouse.listening().port)
         try:
             yield job
