@@ -32,6 +32,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from procguard.messages import QuorumId
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ INTO_OUTPUTS = (
 """Both kinds have the tensors that they write to as their first argument."""
 WITHOUT_TENSORS = ("barrier",)
 WRAPPERS_MAX = 10
+_NONE = -1
 
 _connecting = threading.local()
 """``breaker``: the one whose process group this thread is configuring."""
@@ -67,8 +70,9 @@ class Breaker:
         self._pg = pg
         self._innermost: Any = _innermost(pg)
         self._lock = threading.RLock()
-        self._current: int | None = None
-        self._ended: int | None = None
+        self._current = _NONE
+        self._ended = _NONE
+        """The last quorum that is over; their ids only grow."""
         self._waits: dict[Future[Any], None] = {}
         self._works: dict[BreakableWork, None] = {}
         pg.reconfigure = partial(self._reconfigure, pg.reconfigure)
@@ -80,7 +84,7 @@ class Breaker:
     def abort(self, quorum_id: int) -> None:
         """End the collectives of that quorum, now and in future. From any thread."""
         with self._lock:
-            self._ended = quorum_id
+            self._ended = max(self._ended, quorum_id)
             if self._current != quorum_id:
                 return
             error = self._error()
@@ -93,7 +97,7 @@ class Breaker:
         _keep_until_done(backend, [work for work in works if work.abandon(error)])
         with self._lock:
             if self._current == quorum_id:
-                self._pg.abort()
+                self._innermost.abort()  # a wrapper would let go of what it wraps, for good
 
     def interruptible(self, call: Callable[..., T], *arguments: Any) -> T:
         """What the call returns, or ``QuorumBroken`` as soon as its quorum is; the call then ends alone."""
@@ -121,11 +125,11 @@ class Breaker:
             _connecting.breaker = None
 
     def _check(self) -> None:
-        if self._current is not None and self._current == self._ended:
+        if _NONE != self._current <= self._ended:
             raise self._error()
 
     def _error(self) -> QuorumBroken:
-        return QuorumBroken(f"a member of quorum {self._current} has failed")
+        return QuorumBroken(f"a member of quorum {QuorumId.of_packed(self._current)} has failed")
 
     def _run(self, name: str, original: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Start a collective; its work can be broken."""
@@ -141,6 +145,7 @@ class Breaker:
             work.follow(original(*private, *arguments[len(tensors) :], **named))
         except BaseException:
             self._finished(work)
+            work.inner_done.set()  # there is nothing to wait for
             raise
         return work
 
