@@ -20,12 +20,14 @@ from typing import Any
 
 import pytest
 
-from tests.lighthouse.running import DEADLINE_S, REPOSITORY, Lighthouse, free_ports
+from tests.lighthouse.running import REPOSITORY, Lighthouse, free_ports
 
 if find_spec("torchft") is None:  # not imported here: that takes seconds, and the nursery does it
     pytest.skip("torchft is not installed: pip install procguard[torchft]", allow_module_level=True)
 
 RANKS = 2
+DEADLINE_S = 180.0
+"""For what takes a second on an idle machine; well below the collectives' patience."""
 TICK_S = 0.02
 STEPS_TO_COME = 10
 PATIENT = (
@@ -99,9 +101,12 @@ class Job:
                 self._heard.notify_all()
 
     def start(self, group: str, **environ: str) -> list[Trainer]:
-        """All ranks of a replica group, at once, with a store of their own."""
+        """All ranks of a replica group, with a store of their own."""
         store = str(free_ports())
-        return [self._start(group, rank, store, environ) for rank in range(RANKS)]
+        trainers = [self._start(group, 0, store, environ)]
+        # Who asks for a store that is not there yet asks again after a pause that doubles each time.
+        self.until(lambda: bool(trainers[0].said("store")), "rank 0 opens the store")
+        return trainers + [self._start(group, rank, store, environ) for rank in range(1, RANKS)]
 
     def _start(self, group: str, rank: int, store: str, environ: dict[str, str]) -> Trainer:
         name = f"{group}-{rank}-{len(self._trainers)}"

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 
-import torch
+import torch._dynamo  # which every optimizer imports, for more than a second
 import torchft
 
 from procguard.adapters.torchft.__main__ import main as run_on_procguard

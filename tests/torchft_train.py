@@ -39,6 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     port = int(os.environ["MASTER_PORT"])
     store = TCPStore("127.0.0.1", port, is_master=RANK == 0, wait_for_workers=False)
+    say("store")
     model = nn.Linear(16, 4)  # random, and another one in each process until they have healed
     inner = torch.optim.SGD(model.parameters(), lr=0.05)
 

@@ -65,6 +65,7 @@ class LighthouseClient:
             self._way = way_to(addr)
             _knock(self._way, seconds("connect_timeout", connect_timeout))
         self._end = weakref.finalize(self, _close_all, self._members)
+        self._end.atexit = False  # a thread that still waits in ``quorum`` must not hold up the end
 
     def quorum(
         self,
