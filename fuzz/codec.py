@@ -32,6 +32,7 @@ import psutil
 from benchmarks.report import Case, Report, Target, new_report
 from fuzz import control_lines
 from fuzz.mutation import Frame, Mutator, frame_of, frames_of
+from procguard.adapters.torchft.manager_words import MANAGER, Describe, Described, ItIsAt, WhereIs
 from procguard.client import state_stream
 from procguard.client.group_words import GROUP, FromRank, FromServer
 from procguard.client.link import Link, link_pair
@@ -208,18 +209,20 @@ def decoders() -> dict[str, Decoder]:
     link = Mutator(frames_of(LINK, link_kinds, rng, FRAMES_EACH))
     group = Mutator(frames_of(GROUP, (FromRank | FromServer).__args__, rng, FRAMES_EACH))
     guard = Mutator(frames_of(GUARD, (FromWorker | FromGuard).__args__, rng, FRAMES_EACH))
+    manager = Mutator(frames_of(MANAGER, (Describe, WhereIs, Described, ItIsAt), rng, FRAMES_EACH))
     streams = StateStreams()
     return {
         "wire": Decoder(wire.hostile, judge_wire),
         "group": Decoder(group.hostile, lambda payload: judge_message(GROUP, payload)),
         "guard": Decoder(guard.hostile, lambda payload: judge_message(GUARD, payload)),
+        "manager": Decoder(manager.hostile, lambda payload: judge_message(MANAGER, payload)),
         "link": Decoder(link.hostile, judge_link),
         "state": Decoder(streams.hostile, streams.judge),
         "control": Decoder(control_lines.hostile, control_lines.judge),
     }
 
 
-TURNS = ("wire",) * 6 + ("guard",) * 2 + ("group", "link", "state", "control")
+TURNS = ("wire",) * 6 + ("guard", "group", "link", "state", "control", "manager")
 """Whose turn input ``n`` is, by ``n`` modulo their number."""
 
 

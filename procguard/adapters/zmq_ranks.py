@@ -1,4 +1,4 @@
-"""The ranks of a replica group over ZeroMQ: a ROUTER where rank 0's session runs.
+"""The ranks of a replica group over ZeroMQ: a ROUTER where rank 0's session runs, or another who serves them.
 
 A rank reaches it as any member reaches a lighthouse, with ``ZmqMemberTransport``. With keys all ranks of a
 group hold the key of their replica: rank 0's place serves under it, and lets in nobody else.
@@ -31,9 +31,16 @@ class ZmqRankServer:
         host: what the ranks know this machine as. Listens there alone if it is an address of this machine,
             and everywhere if it is not, as behind a translated address.
         keys: of the group, all of whose ranks hold them; None: whoever reaches the port is let in.
+        bind: the address to listen on, whatever the ranks know; None: as ``host`` says.
+        port: 0 takes a free one.
+
+    Raises:
+        UsageError: the port is in use, or ``bind`` is not of this machine.
     """
 
-    def __init__(self, host: str, keys: MemberKeys | None = None) -> None:
+    def __init__(
+        self, host: str, keys: MemberKeys | None = None, *, bind: str | None = None, port: int = 0
+    ) -> None:
         self._process = os.getpid()
         self._closed = False
         self._context: Context = zmq.Context(io_threads=1)
@@ -47,10 +54,19 @@ class ZmqRankServer:
             for watched in (self._router, self._doorkeeper.socket):
                 self._both.register(int(watched.get(zmq.FD)), select.EPOLLIN)
         try:
-            port = bind_socket(self._router, host, 0)
+            port = self._listen(host, bind, port)
         except UsageError:
-            port = bind_socket(self._router, EVERYWHERE, 0)
+            self.close()
+            raise
         self._address = endpoint(host, port).removeprefix("tcp://")
+
+    def _listen(self, host: str, bind: str | None, port: int) -> int:
+        if bind is not None:
+            return bind_socket(self._router, bind, port)
+        try:
+            return bind_socket(self._router, host, port)
+        except UsageError:
+            return bind_socket(self._router, EVERYWHERE, port)
 
     @property
     def address(self) -> str:

@@ -147,15 +147,19 @@ class Manager(Replica):
                 transport,
                 load_state_dict,
                 state_dict,
-                partial(_join, options, host),
+                partial(join, options, host),
             )
         except BaseException:
             transport.shutdown(wait=False)
             raise
 
 
-def _join(options: ManagerOptions, advertised: str, hears: Hears) -> Membership:
-    """Become a member over ZeroMQ."""
+def join(options: ManagerOptions, advertised: str, hears: Hears) -> Membership:
+    """Become a member over ZeroMQ.
+
+    Raises:
+        LighthouseUnreachable, LighthouseRejected: it could not join within ``connect_timeout``.
+    """
     host, port = options.lighthouse.host, options.lighthouse.port
     progress_timeout = options.progress_timeout or timedelta(0)
     identity = Identity(

@@ -126,7 +126,7 @@ class Requests:
         return self._over
 
     def join(self, now: float) -> tuple[Effect, ...]:
-        """Say Hello until there is a Welcome."""
+        """Say Hello until there is a Welcome; a member that is one already renews its lease by it."""
         self.goal = Goal.JOIN
         return self._start(now)
 
@@ -223,7 +223,7 @@ class Requests:
 
     def _request(self, now: float) -> None:
         """Send what the goal needs at this point, and again later."""
-        if self.welcome is None or self._over:
+        if self.welcome is None or self._over or self.goal is Goal.JOIN:
             self._hello(now)
         elif self.goal is Goal.QUORUM:
             assert self._asks is not None

@@ -9,6 +9,7 @@ is the end of all. What belongs to a process rather than to the group is its slo
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum, auto
 
 from procguard.messages import (
@@ -20,6 +21,8 @@ from procguard.messages import (
     Phase,
     Quorum,
 )
+
+TOPICS_REMEMBERED_MAX = 8
 
 
 class Trigger(Enum):
@@ -72,6 +75,7 @@ class Slot:
 
     __slots__ = (
         "beat_at",
+        "earlier_topics",
         "group_rank",
         "listener_peer",
         "member",
@@ -97,6 +101,8 @@ class Slot:
         self.trainer_peer = b""
         self.listener_peer = b""
         self.topic = b""
+        self.earlier_topics: deque[bytes] = deque(maxlen=TOPICS_REMEMBERED_MAX)
+        """Of listeners that another has taken the place of."""
         self.suspect = False
         self.threaded = True
         self.stopped = False
@@ -110,6 +116,8 @@ class Slot:
         self.process = hello.process
         self.progress_timeout_s = hello.progress_timeout_s
         if hello.topic:
+            if self.topic and self.topic != hello.topic:
+                self.earlier_topics.append(self.topic)
             self.listener_peer = peer
             self.topic = hello.topic
         else:

@@ -200,7 +200,13 @@ class Roster:
         return slot
 
     def _introduce(self, slot: Slot, hello: Hello, peer: bytes) -> None:
-        """Note who speaks for the rank; a new listener takes the place of the one before."""
+        """Note who speaks for the rank; a new listener takes the place of the one before.
+
+        For good: a Hello of the one before may have been under way meanwhile, on a connection of its own.
+        Were it believed, the group would be looked for where nobody serves it any more.
+        """
+        if hello.topic and hello.topic in slot.earlier_topics:
+            return
         if hello.topic:
             self._drop_topic(slot)
             self._by_topic[hello.topic] = slot

@@ -11,6 +11,7 @@ import pytest
 from procguard.adapters.base import Frame
 from procguard.adapters.zmq import ZmqMemberTransport
 from procguard.adapters.zmq_ranks import ZmqRankServer
+from procguard.errors import UsageError
 
 DEADLINE_S = 30.0
 
@@ -75,3 +76,19 @@ def test_closing_twice_is_as_once() -> None:
     server = ZmqRankServer("127.0.0.1")
     server.close()
     server.close()
+
+
+def test_it_listens_where_and_on_what_port_it_is_told(server: ZmqRankServer) -> None:
+    taken = int(server.address.rpartition(":")[2])
+    with pytest.raises(UsageError, match=f"port {taken} on 127.0.0.1 is in use"):
+        ZmqRankServer("elsewhere", bind="127.0.0.1", port=taken)
+    server.close()
+    told = ZmqRankServer("elsewhere", bind="127.0.0.1", port=taken)
+    try:
+        assert told.address == f"elsewhere:{taken}"
+        one = ZmqMemberTransport("127.0.0.1", taken)
+        one.send(b"hello")
+        assert [frame.payload for frame in drained(told, 1)] == [b"hello"]
+        one.close()
+    finally:
+        told.close()

@@ -117,6 +117,15 @@ def test_hello_is_repeated_with_a_growing_pause() -> None:
     assert len(sent(talk.advance(1.0), Hello)) == 4, "after 0.1, 0.3, 0.55 and 0.8 s"
 
 
+def test_a_member_that_joins_again_claims_what_it_is_and_if_that_is_over_begins_anew() -> None:
+    talk = Conversation().member()
+    assert only(talk.join(), Hello) == hello()._replace(epoch=EPOCH, claim=Claim(life(1), None))
+    assert talk.got(welcome()) == ()
+    assert talk.requests.done
+    talk.join()
+    assert only(talk.got(Rejoin(TOKEN, life(1), STOPPED)), Hello) == hello()._replace(epoch=EPOCH)
+
+
 def test_one_whose_id_is_in_use_asks_on_until_the_holder_has_gone() -> None:
     talk = Conversation()
     talk.join()

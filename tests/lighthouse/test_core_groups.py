@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from procguard.lighthouse.events import Log
+from procguard.lighthouse.events import Log, TopicLost
 from procguard.messages import (
     AnswerWanted,
     CauseKind,
@@ -234,6 +234,24 @@ class TestLookup:
         story.come_back("a")
         story.say(rank.trainer, Lookup(rank.token))
         assert story.expect(rank, LookedUp).group_address == "host:2"
+
+    def test_a_hello_of_the_listener_before_that_comes_late_changes_nothing(self) -> None:
+        story = Story()
+        group(story, "a")
+        rank, server = story.person("a/1"), story.person("a")
+        late = server.hello(claim=True, topic=True)
+        before = server.topic
+        server.topic, server.listener, server.group_address = b"\0next", b"next", "host:2"
+        story.come_back("a")
+        story.say(b"before", late)
+        story.tell(TopicLost(before))
+        story.time_passes()
+        assert story.state("a") is MemberState.ALIVE
+        story.say(rank.trainer, Lookup(rank.token))
+        assert story.expect(rank, LookedUp).group_address == "host:2"
+        story.cut("a")
+        story.time_passes()
+        assert story.state("a") is MemberState.SUSPECT
 
     def test_in_a_group_that_is_over_it_finds_the_end(self) -> None:
         story = Story()
