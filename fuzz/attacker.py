@@ -65,6 +65,7 @@ class Attacker:
             "strangers": self.strangers,
             "storm": self.storm,
             "subscribers": self.subscribers,
+            "leave": self.leave,
         }
 
     def frames(self, count: int) -> dict[str, Any]:
@@ -114,6 +115,14 @@ class Attacker:
             with suppress(OSError):  # refused, or cut off in the middle: as it should be
                 self._one_stranger()
         return {"connected": count}
+
+    def leave(self) -> dict[str, Any]:
+        """Close what was left open, without a word."""
+        gone = [*self._subscribers, *self._held]
+        self._subscribers, self._held = [], []
+        for each in gone:
+            each.close()
+        return {"closed": len(gone)}
 
     def _one_stranger(self) -> None:
         rng = self._rng

@@ -3,7 +3,9 @@
 Everybody here is a real process: the lighthouse, the trainers with their listeners, and the attackers, who
 reach the ports and know nothing else. First everything at once: hostile frames, strangers in the middle of a
 handshake, connect storms, subscribers that never read. Then time: how soon the survivors of a kill are told,
-with and without a flood of hostile frames, in turns, so that both meet the same machine.
+with and without a flood of hostile frames, in turns, so that both meet the same machine; the subscribers and
+strangers have left by then. The floor is told in the same turns: as many frames at a bare ROUTER beside the
+lighthouse, which cost the machine and not the lighthouse.
 
 What is asked of it: the lighthouse lives and keeps its size, the job beside it loses no step, nobody is told
 of the end of one who lives, and a death is told as soon as in peace.
@@ -170,6 +172,8 @@ class Attack:
         self.done: Counter[str] = Counter()
         flags = (lighthouse.address, str(notice_port(lighthouse)), f"--seed={seed}")
         self._frames = hired.hire("fuzz.attacker", *flags)
+        port = hired.hire("fuzz.sink").hear()["port"]
+        self._elsewhere = hired.hire("fuzz.attacker", f"127.0.0.1:{port}", str(port), f"--seed={seed}")
         self._noise = hired.hire("fuzz.attacker", *flags)
 
     def everything(self, frames: int, strangers: int, storm: int, subscribers: int) -> None:
@@ -184,21 +188,26 @@ class Attack:
         self.done["connections dropped at once"] += storm
         self.sent += self._frames.hear()["sent"]
         self.job.goes_on()
+        self._noise.order(do="leave")
 
     def prepare(self) -> None:
-        self._frames.order(do="prepare")
+        for hand in (self._frames, self._elsewhere):
+            hand.order(do="prepare")
 
     @contextmanager
-    def flood(self, rate: int) -> Iterator[list[dict[str, Any]]]:
-        """While it lasts, hostile frames arrive at this rate. What was sent stands in the list at the end."""
+    def flood(self, rate: int, *, elsewhere: bool = False) -> Iterator[list[dict[str, Any]]]:
+        """While it lasts, hostile frames arrive at this rate, at the lighthouse or at the bare ROUTER. What
+        was sent stands in the list at the end."""
         told: list[dict[str, Any]] = []
-        order(self._frames, do="flood", rate=rate, seconds=FLOOD_S_MAX)
+        hand = self._elsewhere if elsewhere else self._frames
+        order(hand, do="flood", rate=rate, seconds=FLOOD_S_MAX)
         try:
             yield told
         finally:
-            self._frames.say("{}")  # any line ends it
-            told.append(self._frames.hear())
-            self.sent += told[0]["sent"]
+            hand.say("{}")  # any line ends it
+            told.append(hand.hear())
+            if not elsewhere:
+                self.sent += told[0]["sent"]
 
     def snapshot(self) -> Snapshot:
         target = status.Target(parse_address(self.lighthouse.address), "started here")
@@ -219,7 +228,9 @@ def notice_port(lighthouse: Lighthouse) -> int:
 def report_times(report: Report, attack: Attack, kills: int, members: int, rate: int) -> None:
     """Kills in quiet and under the flood, in turns."""
     quiet: list[float] = []
+    beside: list[float] = []
     flooded: list[float] = []
+    rates_beside: list[float] = []
     rates: list[float] = []
     lost = 0
     rounds = min(ROUNDS, kills)
@@ -229,17 +240,24 @@ def report_times(report: Report, attack: Attack, kills: int, members: int, rate:
         stack.callback(fleet.close)
         for _ in range(rounds):
             quiet += measure(fleet, crash, -(-kills // rounds))[0]
+            with attack.flood(rate, elsewhere=True) as told:
+                beside += measure(fleet, crash, -(-kills // rounds))[0]
+            rates_beside.append(told[0]["sent"] / told[0]["seconds"])
             with attack.flood(rate) as told:
                 flooded += measure(fleet, crash, -(-kills // rounds))[0]
             rates.append(told[0]["sent"] / told[0]["seconds"])
             lost += told[0]["lost"]
         false_notices = fleet.false_notices
     report.cases.append(Case.of("crash, quiet", members, quiet))
+    report.cases.append(Case.of("floor: crash, the flood at a bare ROUTER", members, beside))
     report.cases.append(Case.of("crash, under the flood", members, flooded))
+    report.cases.append(Case.of("floor: the flood at a bare ROUTER", members, rates_beside, "", "frames/s"))
     note = f"{rate} a second wanted; {lost} were not taken by a full connection"
     report.cases.append(Case.of("the flood", members, rates, note, "frames/s"))
     later = quantile(flooded, 0.99) - quantile(quiet, 0.99)
     report.targets.append(Target.at_most("p99 under the flood, later than in quiet, ms", LATER_MS_MAX, later))
+    floor = quantile(flooded, 0.99) - quantile(beside, 0.99)
+    report.targets.append(Target.at_most("p99 the same, later than at the floor, ms", LATER_MS_MAX, floor))
     report.targets.append(Target.at_most("p50 the same", LATER_MS_MAX, median(flooded) - median(quiet)))
     report.targets.append(Target.at_least("frames/s of the flood", rate * 0.9, median(rates)))
     report.targets.append(Target.at_most("notices for measured members that were alive", 0, false_notices))

@@ -59,8 +59,8 @@ from procguard.lighthouse.events import (
 )
 from procguard.messages import Heartbeat, Message, notice_topic
 
-BATCH_COUNT_MAX = 1_000
-"""Taken from the inbox with one reading of the clock: some milliseconds' work."""
+BATCH_COUNT_MAX = 250
+"""Taken from the inbox with one reading of the clock: a millisecond's work, for which a death may wait."""
 INTERVALS_PER_WAIT_MAX = 0.5
 INTERVALS_PER_INTAKE_MAX = 0.5
 FAST_RATE_PER_S = 2_000
