@@ -24,8 +24,6 @@ INTERVALS_PER_TIMEOUT_MIN = 3  # so that neither one lost beat nor two look like
 PORT_MAX = (1 << 16) - 1
 TIMEOUT_MS_MAX = 60 * 60 * 1000
 WORKERS_COUNT_MAX = 10_000
-GUARD_PORT = 29520
-"""Where workers reach the guard; the lighthouse's, with its notices, are 29510 and the next."""
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 BUILT_IN_ADAPTERS = ("mock", "zmq", "lighthouse")
