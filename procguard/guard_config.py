@@ -13,19 +13,18 @@ import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from procguard.validation import KeyPath, nearest
-from procguard.worker_config import PathText, PositiveSeconds, WorkerConfig
+from procguard.worker_config import PathText, PositiveSeconds, WorkerConfig, error_file_of
 
 INTERVALS_PER_TIMEOUT_MIN = 3  # so that neither one lost beat nor two look like a death
 PORT_MAX = (1 << 16) - 1
 TIMEOUT_MS_MAX = 60 * 60 * 1000
 WORKERS_COUNT_MAX = 10_000
-GUARD_PORT = 29520
-"""Where workers reach the guard; the lighthouse's, with its notices, are 29510 and the next."""
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 BUILT_IN_ADAPTERS = ("mock", "zmq", "lighthouse")
@@ -215,6 +214,7 @@ def broken_rules(
     if communication is not None:
         yield from _unknown_adapter_keys(communication)
     yield from _doubles(workers)
+    yield from _mixed_outputs(workers)
     first: dict[str, int] = {}
     for index, worker in workers:
         first.setdefault(worker.worker_id, index)
@@ -287,6 +287,28 @@ def _doubles(workers: Sequence[tuple[int, WorkerConfig]]) -> Iterator[Broken]:
                 yield Broken(
                     ("workers", index, key), path_text, f"is the {key} of {holder} too; give each its own"
                 )
+
+
+def _mixed_outputs(workers: Sequence[tuple[int, WorkerConfig]]) -> Iterator[Broken]:
+    """Two log files, each its own, of which one is, or has beside it, the other one's file for stderr."""
+    owner: dict[Path, tuple[str, str]] = {}
+    for index, worker in workers:
+        if worker.log_file is None:
+            continue
+        log_file = Path(worker.log_file)
+        error_file = error_file_of(log_file)
+        for path, own in ((log_file, "log_file"), (error_file, "file for stderr")):
+            holder, theirs = owner.setdefault(path, (worker.worker_id, own))
+            if holder == worker.worker_id:
+                continue
+            if own != theirs or path == error_file:
+                which = f"sends stderr to {str(path)!r}, which " if path == error_file else ""
+                phrase = (
+                    f"{which}is the {theirs} of {holder} too; "
+                    "give each a name that differs in more than its ending"
+                )
+                yield Broken(("workers", index, "log_file"), worker.log_file, phrase)
+            break  # two that log into one file are told by ``_doubles``, and their stderr goes with it
 
 
 def _unknown_dependencies(workers: Sequence[tuple[int, WorkerConfig]], known: list[str]) -> Iterator[Broken]:

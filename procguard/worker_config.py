@@ -12,6 +12,7 @@ import re
 import shlex
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -165,6 +166,12 @@ class WorkerConfig(BaseModel):
     log_file: PathText | None = None
     log_rotation: LogRotation = LogRotation()
     on_supervisor_death: Literal["keep", "kill"] = "keep"
+
+
+def error_file_of(log_file: Path) -> Path:
+    """Where stderr goes when stdout goes to ``log_file``: ``x.err`` beside ``x.log``."""
+    beside = log_file.with_suffix(".err")
+    return beside if beside != log_file else log_file.with_name(log_file.name + ".err")
 
 
 def parse_worker(worker_id: str, config: WorkerConfig | Mapping[str, Any]) -> WorkerConfig:

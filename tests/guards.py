@@ -207,6 +207,11 @@ class Guard:
         """Where its stdout goes."""
         return Path(self.ask("log_paths", id=worker_id)["stdout"])
 
+    @property
+    def own_folder(self) -> Path:
+        """The guard's, beside its state file."""
+        return self.state_file.with_name(f"{self.state_file.name}.d")
+
     def events(self, kind: str = "", worker_id: str | None = None) -> list[dict[str, Any]]:
         """What has happened, of this kind and to this worker; oldest first."""
         return [

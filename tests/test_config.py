@@ -306,6 +306,30 @@ def test_workers_that_get_in_each_others_way(write_yaml: WriteYaml) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "phrase"),
+    [
+        ("w.log", "w.out", "sends stderr to '{folder}/w.err', which is the file for stderr of a too"),
+        ("w.log", "w.err", "is the file for stderr of a too"),
+        ("w.err", "w.log", "sends stderr to '{folder}/w.err', which is the log_file of a too"),
+        ("w", "w.log", "sends stderr to '{folder}/w.err', which is the file for stderr of a too"),
+    ],
+)
+def test_what_goes_to_stderr_is_not_mixed_either(
+    write_yaml: WriteYaml, first: str, second: str, phrase: str
+) -> None:
+    text = f"""workers:
+- {{worker_id: a, command: sleep 1, log_file: {first}}}
+- {{worker_id: b, command: sleep 1, log_file: {second}}}
+- {{worker_id: c, command: sleep 1, log_file: v.log}}
+"""
+    path = write_yaml(text)
+    assert problems_of(path) == [
+        f"line 3: workers[1].log_file = '{path.parent}/{second}' {phrase.format(folder=path.parent)}; "
+        "give each a name that differs in more than its ending"
+    ]
+
+
 def test_each_circle_is_named_once_and_nobody_else_is_blamed(write_yaml: WriteYaml) -> None:
     text = "workers:\n" + "".join(
         f"- {{worker_id: {name}, command: sleep 1, depends_on: [{needs}]}}\n"

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def test_a_death_stops_all_and_starts_all_each_with_its_tasks(tmp_path: Path) ->
         assert shown["a"]["restarts"] == 1
         assert shown["b"]["last_exit"]["text"] == "stopped for a recovery"
         assert shown["b"]["restarts"] == 0, "a healthy one that was stopped with it is not counted"
-        reports = guard.state_file.with_suffix(".d") / "failures"
+        reports = guard.own_folder / "failures"
         [report] = guard.until(lambda: list(reports.glob("*.json")), "there is a report")
         assert "SIGKILL" in report.read_text()
         assert guard.stop() == 0
@@ -448,6 +449,33 @@ def test_a_state_file_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> 
         assert guard.state_file.read_text() == '{"version": 999}'
 
 
+def test_guards_whose_state_files_stand_in_one_folder_share_nothing(tmp_path: Path) -> None:
+    """Not even where the names differ in what looks like an ending alone, and the workers not at all."""
+    with Guard(tmp_path / "x", []) as one, Guard(tmp_path / "y", []) as other:
+        for guard, name in ((one, "job.1"), (other, "job.2")):
+            guard.state_file = tmp_path / name
+            guard.write([worker("a", ["sh", "-c", f"echo {name}; sleep 1000"], tasks=[name])])
+        one.start()
+        first = one.until_running("a")
+        other.start()
+        second = other.until_running("a")
+        assert first["a"] != second["a"], "the other guard's worker is not adopted"
+        for guard, pids in ((one, first), (other, second)):
+            name = guard.state_file.name
+            environ = environ_of(pids["a"])
+            assert json.loads(environ["PROCGUARD_TASKS"]) == [name]
+            tasks = Path(environ["PROCGUARD_TASKS_FILE"])
+            assert tasks.parent.parent == guard.own_folder
+            assert [task["task_id"] for task in json.loads(tasks.read_text())] == [name]
+            guard.until(partial(lines, guard.log("a")), "it has written")
+            assert lines(guard.log("a")) == [name]
+            [record] = (guard.own_folder / "processes").iterdir()
+            assert json.loads(record.read_text())["pid"] == pids["a"]
+        assert one.stop() == 0
+        assert lives(second["a"]), "one guard's end is not the other's"
+        assert other.stop() == 0
+
+
 def test_a_pid_that_is_another_process_by_now_is_not_touched(tmp_path: Path) -> None:
     with Guard(tmp_path, [worker("a")]) as guard, Guard(tmp_path / "other", [worker("x")]) as other:
         guard.start()
@@ -457,7 +485,7 @@ def test_a_pid_that_is_another_process_by_now_is_not_touched(tmp_path: Path) -> 
         guard.until(lambda: not lives(pid), "a is gone")
         other.start()
         stranger = other.until_running("x")["x"]
-        [record] = list((guard.state_file.with_suffix(".d") / "processes").iterdir())
+        [record] = list((guard.own_folder / "processes").iterdir())
         content = json.loads(record.read_text())
         record.write_text(json.dumps({**content, "pid": stranger}))
         guard.start()

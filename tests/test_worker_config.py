@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from procguard.errors import UsageError
-from procguard.worker_config import WorkerConfig, parse_worker
+from procguard.worker_config import WorkerConfig, error_file_of, parse_worker
 from procguard.worker_places import missing_places
 
 COMMAND = {"command": "sleep 1"}
@@ -115,3 +115,9 @@ def test_a_folder_in_which_one_may_not_write(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     [(key, phrase)] = missing(tmp_path, pid_file="a.pid")
     assert (key, "may not write in" in phrase) == ("pid_file", True)
+
+
+def test_where_errors_go() -> None:
+    assert error_file_of(Path("logs/w0.log")) == Path("logs/w0.err")
+    assert error_file_of(Path("logs/w0.err")) == Path("logs/w0.err.err")
+    assert error_file_of(Path("w0")) == Path("w0.err")

@@ -35,6 +35,8 @@ TASKS_VARIABLE = "PROCGUARD_TASKS"
 TASKS_FILE_VARIABLE = "PROCGUARD_TASKS_FILE"
 TASKS_VARIABLE_BYTES_MAX = 100_000
 """Linux takes 128 KiB for one variable; a worker with longer a list has the file alone."""
+FOLDER_SUFFIX = ".d"
+"""Of the guard's folder beside its state file."""
 STOPS_AT_ONCE_MAX = 64
 POLL_S = 0.02
 """How often a worker is looked at that another one waits for."""
@@ -260,8 +262,9 @@ class Crew:
 
 
 def tasks_path(state_path: Path, worker_id: str) -> Path:
-    """Where a worker reads its tasks."""
-    return state_path.parent / "tasks" / f"{quote(worker_id, safe='')}.json"
+    """Where a worker reads its tasks: in the guard's folder, for other guards may have state files beside."""
+    folder = state_path.with_name(state_path.name + FOLDER_SUFFIX)
+    return folder / "tasks" / f"{quote(worker_id, safe='')}.json"
 
 
 def _written(path: Path, text: str) -> bool:
@@ -274,7 +277,7 @@ def _written(path: Path, text: str) -> bool:
         with suppress(FileNotFoundError, ValueError):
             if path.read_text(encoding="utf-8") == text:
                 return True
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         opened = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(opened, "w", encoding="utf-8") as file:
             file.write(text)

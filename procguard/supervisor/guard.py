@@ -124,7 +124,7 @@ class ProcGuard:
         config = self._loaded()
         workers = {worker.worker_id: worker for worker in config.workers}
         state_file = Path(config.state.state_file)
-        folder = state_file.with_suffix(FOLDER_SUFFIX)
+        folder = state_file.with_name(state_file.name + FOLDER_SUFFIX)
         self.chronicle = Chronicle()
         self.state_manager = StateManager(state_file, config.state.auto_save)
         self.state_manager.lock()

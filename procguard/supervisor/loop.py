@@ -50,7 +50,6 @@ class Loop:
         self._asked: deque[Call] = deque()
         self._closing = False
         self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -69,11 +68,6 @@ class Loop:
     def is_mine(self) -> bool:
         """Whether the caller runs on the loop's thread: there it must not wait for the loop."""
         return threading.current_thread() is self._thread
-
-    @property
-    def is_of_this_process(self) -> bool:
-        """False in a fork: its copy of the loop has no thread."""
-        return self._pid == os.getpid()
 
     def close(self) -> None:
         """End the thread, after what was asked before."""

@@ -75,9 +75,8 @@ class ProcessManager:
     """All workers of one guard.
 
     Args:
-        state_dir: where records of running workers are kept, for the next guard to adopt them, and logs.
-        None:
-            a temporary directory; then nothing can be adopted.
+        state_dir: where logs and records of running workers are kept, for the next guard to adopt them. Left
+            out, it is a temporary directory, and nothing can be adopted.
 
     Raises:
         StateError: the directory cannot be used.

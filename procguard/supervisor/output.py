@@ -232,12 +232,6 @@ def next_look_s(size: int, grown: int, elapsed_s: float, bytes_max: int) -> floa
     return min(LOOK_INTERVAL_S, max(LOOK_INTERVAL_S_MIN, room_s))
 
 
-def error_file_of(log_file: Path) -> Path:
-    """Where stderr goes when stdout goes to ``log_file``: ``x.err`` beside ``x.log``."""
-    beside = log_file.with_suffix(".err")
-    return beside if beside != log_file else log_file.with_name(log_file.name + ".err")
-
-
 _NO_SPACE = {28, 122}  # ENOSPC, EDQUOT
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -130,7 +131,7 @@ def spawn(
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"{worker_id}: {_why_not(command, environment, error)}") from None
+        raise UsageError(f"{worker_id}: {_why_not(command, working_dir, environment, error)}") from None
     try:
         stat = procfs.read_stat(popen.pid)
         return Child(popen.pid, _pidfd_of(popen.pid), stat.start_ticks if stat else 0, popen)
@@ -167,11 +168,13 @@ def _status_of(found: os.waitid_result) -> int:
     return int(found.si_status) | (0x80 if found.si_code == os.CLD_DUMPED else 0)
 
 
-def _why_not(command: Sequence[str], environment: Mapping[str, str], error: Exception) -> str:
+def _why_not(
+    command: Sequence[str], working_dir: str | None, environment: Mapping[str, str], error: Exception
+) -> str:
     program = command[0]
     number = error.errno if isinstance(error, OSError) else None
     said = f"command: {program!r}"
-    if number == errno.ENOENT and os.path.isfile(program):
+    if number == errno.ENOENT and _is_there(program, working_dir, environment):
         return f"{said}: the interpreter that its first line names was not found; correct that line"
     if number in (errno.ENOENT, errno.ENOTDIR):
         where = "no such file" if "/" in program else f"not found in PATH={environment.get('PATH', '')}"
@@ -187,3 +190,12 @@ def _why_not(command: Sequence[str], environment: Mapping[str, str], error: Exce
     if number in (errno.EMFILE, errno.ENFILE):
         return f"no further process can be started ({error}); raise ulimit -n"
     return f"{said}: cannot be started: {error}"
+
+
+def _is_there(program: str, working_dir: str | None, environment: Mapping[str, str]) -> bool:
+    """Whether the worker would find this file: from its own folder, and by its own PATH, not by ours."""
+    here = working_dir or os.curdir
+    if "/" in program:
+        return os.path.isfile(os.path.join(here, program))
+    folders = (os.path.join(here, folder) for folder in os.get_exec_path(environment))
+    return shutil.which(program, path=os.pathsep.join(folders)) is not None

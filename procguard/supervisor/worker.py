@@ -27,7 +27,7 @@ from procguard.supervisor.keeping import Keeping
 from procguard.supervisor.life import Life, Stage
 from procguard.supervisor.loop import Loop
 from procguard.supervisor.oom import OomWatch
-from procguard.supervisor.output import Outputs, error_file_of
+from procguard.supervisor.output import Outputs
 from procguard.supervisor.pid_file import PidFile
 from procguard.supervisor.process import Child, environment_of, spawn
 from procguard.supervisor.records import Record, RecordBook, config_hash
@@ -39,7 +39,7 @@ from procguard.supervisor.worker_events import (
     WorkerStatus,
     WorkerUnkillable,
 )
-from procguard.worker_config import WorkerConfig
+from procguard.worker_config import WorkerConfig, error_file_of
 
 _log = logging.getLogger(__name__)
 

@@ -477,6 +477,23 @@ def test_a_start_that_cannot_be(
 
 
 @pytest.mark.parametrize(
+    ("command", "path"),
+    [("./script", None), ("bin/../script", None), ("script", "{tmp}"), ("script", "/nowhere:.")],
+)
+def test_a_bad_first_line_is_told_wherever_the_script_was_found(
+    manager: ProcessManager, tmp_path: Path, command: str, path: str | None
+) -> None:
+    """Seen from its own folder, and by its own PATH: the guard's are others."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "script").write_text("#!/no/such/thing\n")
+    (tmp_path / "script").chmod(0o755)
+    env = {} if path is None else {"PATH": path.format(tmp=tmp_path)}
+    manager.register_worker_config("w0", {"command": command, "working_dir": str(tmp_path), "env": env})
+    with pytest.raises(UsageError, match="the interpreter that its first line names was not found"):
+        manager.start_worker("w0")
+
+
+@pytest.mark.parametrize(
     ("config", "said"),
     [
         ({}, "w0: command is missing"),

@@ -19,7 +19,6 @@ from procguard.supervisor.output import (
     LOOK_INTERVAL_S,
     LOOK_INTERVAL_S_MIN,
     Outputs,
-    error_file_of,
     next_look_s,
 )
 from tests.supervisor.processes import Heard, until
@@ -188,12 +187,6 @@ def test_it_is_looked_at_again_before_it_is_too_large() -> None:
     assert next_look_s(600, 800, 1.0, 1000) == 0.5
     assert next_look_s(5000, 800, 1.0, 1000) == LOOK_INTERVAL_S_MIN
     assert next_look_s(100, 10, 0.0, 1000) == LOOK_INTERVAL_S
-
-
-def test_where_errors_go() -> None:
-    assert error_file_of(Path("logs/w0.log")) == Path("logs/w0.err")
-    assert error_file_of(Path("logs/w0.err")) == Path("logs/w0.err.err")
-    assert error_file_of(Path("w0")) == Path("w0.err")
 
 
 def test_the_thread_ends_with_it(tmp_path: Path) -> None:

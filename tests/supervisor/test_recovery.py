@@ -223,6 +223,12 @@ def test_a_failed_worker_restarts_with_its_own_tasks(town: Town) -> None:
     assert '"shard": 7' in path.read_text(encoding="utf-8")
 
 
+def test_state_files_of_one_folder_have_each_their_own_task_files() -> None:
+    assert tasks_path(Path("run/job.1"), "a") == Path("run/job.1.d/tasks/a.json")
+    assert tasks_path(Path("run/job.2"), "a") == Path("run/job.2.d/tasks/a.json")
+    assert tasks_path(Path("run/job"), "a") == Path("run/job.d/tasks/a.json")
+
+
 def test_tasks_move_to_the_least_loaded_and_the_failed_stays_out(town: Town) -> None:
     guard = town.running(**MOVES)
     guard.state.add_task("more", worker_id="b")

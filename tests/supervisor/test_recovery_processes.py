@@ -75,7 +75,7 @@ def sleepers(folder: Path) -> dict[str, list[int]]:
             except OSError:
                 continue
             for name in CONFIGS:
-                if f"PROCGUARD_TASKS_FILE={folder}/tasks/{name}.json\0".encode() in words:
+                if f"PROCGUARD_TASKS_FILE={folder}/state.json.d/tasks/{name}.json\0".encode() in words:
                     found.setdefault(name, []).append(int(entry.name))
     return found
 
