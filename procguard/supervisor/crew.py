@@ -72,7 +72,8 @@ class Crew:
     Args:
         config_of: a worker's settings; None for one without any, which gets the defaults.
         environment_of: variables for a start besides those of the settings and the tasks.
-        clock: monotonic seconds. pause: lets that many of them pass.
+        clock: monotonic seconds.
+        pause: lets that many seconds pass.
     """
 
     def __init__(

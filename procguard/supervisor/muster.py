@@ -22,19 +22,18 @@ from procguard.supervisor.crew import Crew
 from procguard.supervisor.exits import StopReason
 from procguard.supervisor.restarts import Restarts
 from procguard.supervisor.state import StateManager, book_of, with_book, with_workers
-from procguard.supervisor.state_file import Document, WorkerRecord
+from procguard.supervisor.state_file import LEFT_OUT_FINISHED, Document, WorkerRecord
 
 _log = logging.getLogger(__name__)
-
-FINISHED = "it has finished"
-"""Why a worker that ended in good order is not started by the next guard, should this one be killed."""
 
 
 class Muster:
     """The workers that are to run.
 
     Args:
-        clock: monotonic seconds. closing: the guard is about to end.
+        clock: monotonic seconds.
+        closing: the guard is about to end.
+        patience_s: how long a start waits for workers that others depend on; then those start without.
     """
 
     def __init__(
@@ -117,12 +116,12 @@ class Muster:
 
     def finished(self, worker_ids: Collection[str]) -> None:
         """They have ended in good order."""
-        self._change(worker_ids, lambda record: replace(record, left_out=FINISHED, start_due=None))
+        self._change(worker_ids, lambda record: replace(record, left_out=LEFT_OUT_FINISHED, start_due=None))
 
     def close(self) -> None:
         """The guard ends in good order: when it starts again, so does what has finished."""
         records = self._state.document.workers
-        done = [worker_id for worker_id, record in records.items() if record.left_out == FINISHED]
+        done = [worker_id for worker_id, record in records.items() if record.left_out == LEFT_OUT_FINISHED]
         self._change(done, lambda record: replace(record, left_out=""))
 
     # --- after the guard was killed

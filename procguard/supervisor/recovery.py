@@ -4,9 +4,8 @@ Whoever calls waits for its turn and gets the outcome. Failures that come togeth
 comes while a chain is under way joins it as long as workers are still being stopped, and also later where all
 stop for one; otherwise the next chain is about it, unless the worker has been replaced since.
 
-A stop by an operator is remembered the moment it is
-asked for, so that the chain in progress does not start that worker again, and carried out when the chain is
-over.
+A stop by an operator is remembered the moment it is asked for, so that the chain in progress does not start
+that worker again, and carried out without waiting for that chain.
 
 After the guard has been killed the next one calls ``resume``, which ends the chain that was under way, starts
 what should be running, and takes what died unseen for a failure.
@@ -68,7 +67,9 @@ class FailureHandler:
         checkpoint: a ``CheckpointAdapter``, called before a stop and after a restart.
         worker_config: a worker's settings; None: asked of the process manager if it can tell.
         environment: variables for a worker's start besides all others.
-        clock: monotonic seconds. wall_clock: Unix seconds. chance: from 0 to below 1, at random.
+        clock: monotonic seconds.
+        wall_clock: Unix seconds.
+        chance: from 0 to below 1, at random.
         pause: lets that many seconds pass; None: really, and no longer than until ``close``.
 
     Raises:
@@ -214,7 +215,8 @@ class FailureHandler:
         if self.gave_up or self._closed.is_set():
             report.outcome = self._refusal()
         elif not self.settings.enable_auto_recovery:
-            _log.warning("%s failed; enable_auto_recovery is off", ", ".join(known))
+            what = "ended in good order" if ended else "failed"
+            _log.warning("%s %s; enable_auto_recovery is off", ", ".join(known), what)
             report.outcome = RecoveryOutcome(OutcomeKind.DISABLED, tuple(known))
         else:
             with self._lock:

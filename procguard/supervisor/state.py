@@ -43,9 +43,9 @@ class StateManager:
     """The state of one guard.
 
     Args:
-        state_file: read now if it exists; its directory is made. None: nothing is kept. auto_save: write
-        each change at once; otherwise only ``save`` writes, and a guard that is killed forgets
-            what came after it.
+        state_file: read now if it exists; its directory is made. None: nothing is kept.
+        auto_save: write each change at once; otherwise only ``save`` and ``close`` write, and a guard that is
+            killed forgets what came after.
         boot_id: of this boot; None: asked of the kernel.
 
     Raises:

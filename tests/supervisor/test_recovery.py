@@ -176,6 +176,16 @@ def test_without_auto_recovery_nothing_is_done(town: Town) -> None:
     assert guard.manager.asked == []
 
 
+def test_without_auto_recovery_a_good_end_is_called_that(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = town.running(enable_auto_recovery=False)
+    town.world.end("b", "finished")
+    assert guard.failures.handle_end(["b"]).kind is OutcomeKind.DISABLED
+    assert "b ended in good order; enable_auto_recovery is off" in caplog.text
+    assert "failed" not in caplog.text
+
+
 def test_unknown_workers_are_named(town: Town, caplog: pytest.LogCaptureFixture) -> None:
     guard = town.running(**ALONE)
     with pytest.raises(UsageError, match="failed_workers: 'x', 'y': not registered"):
