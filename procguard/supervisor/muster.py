@@ -51,7 +51,7 @@ class Muster:
         self._closing = closing
         self._patience_s = patience_s
         self._starting = threading.RLock()
-        """Held for each start, and while it is written down who is wanted."""
+        """Held for each start, and while it is written down who is wanted, or has finished."""
 
     # --- what operators ask for
 
@@ -105,7 +105,7 @@ class Muster:
     ) -> dict[str, str]:
         """``Crew.start`` for those who are wanted when it is their turn."""
         return self._crew.start(
-            due, wants=self.wants, starting=self._starting, deadline=deadline, interrupted=interrupted
+            due, admits=self._admits, starting=self._starting, deadline=deadline, interrupted=interrupted
         )
 
     # --- what becomes of workers
@@ -115,8 +115,11 @@ class Muster:
         self._change(worker_ids, lambda record: replace(record, start_due=None))
 
     def finished(self, worker_ids: Collection[str]) -> None:
-        """They have ended in good order."""
-        self._change(worker_ids, lambda record: replace(record, left_out=LEFT_OUT_FINISHED, start_due=None))
+        """They have ended in good order; who has been started again since is not concerned."""
+        with self._starting:
+            states = self._crew.states()
+            still = [worker_id for worker_id in worker_ids if states.get(worker_id) == "finished"]
+            self._change(still, lambda record: replace(record, left_out=LEFT_OUT_FINISHED, start_due=None))
 
     def close(self) -> None:
         """The guard ends in good order: when it starts again, so does what has finished."""
@@ -154,6 +157,15 @@ class Muster:
         return [w for w in missing if views[w].wanted and views[w].start_due is None and not self._leaves(w)]
 
     # --- inside
+
+    def _admits(self, worker_id: str) -> bool:
+        """Whether it may start now; if so, that it has finished is no longer true."""
+        if not self.wants(worker_id):
+            return False
+        record = self._state.document.workers.get(worker_id)
+        if record is not None and record.left_out == LEFT_OUT_FINISHED:
+            self._change([worker_id], lambda record: replace(record, left_out=""))
+        return True
 
     def _leaves(self, worker_id: str) -> bool:
         config = self._crew.config_of(worker_id)
