@@ -285,8 +285,8 @@ def test_tasks_do_not_move_where_that_may_be_forgotten(write_yaml: WriteYaml) ->
     text = "recovery: {task_reassignment: true}\nstate: {auto_save: false}\n"
     assert problems_of(write_yaml(text)) == [
         "line 2: state.auto_save = False must be true where recovery.task_reassignment = true: a guard that "
-        "is killed forgets who got a task, and the next one gives it to another worker too; set one of the two "
-        "back"
+        "is killed forgets who got a task, and the next one gives it to another worker too; set one of the "
+        "two back"
     ]
 
 
