@@ -91,7 +91,12 @@ class ConfigLoader:
         sections = self._sections(content)
         workers, unread = self._workers(content.get("workers"))
         broken = broken_rules(
-            workers, sections.get("monitoring"), sections.get("communication"), also_there=unread
+            workers,
+            sections.get("monitoring"),
+            sections.get("communication"),
+            sections.get("recovery"),
+            sections.get("state"),
+            also_there=unread,
         )
         self._problems += [problem_at(*rule, self._file.place) for rule in broken]
         if self._look_at_machine:

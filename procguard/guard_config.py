@@ -199,6 +199,8 @@ def broken_rules(
     workers: Sequence[tuple[int, WorkerConfig]],
     monitoring: MonitoringConfig | None,
     communication: CommunicationConfig | None,
+    recovery: RecoveryConfig | None,
+    state: StateConfig | None,
     also_there: Collection[str] = (),
 ) -> Iterator[Broken]:
     """What is wrong between several keys.
@@ -206,13 +208,15 @@ def broken_rules(
     Args:
         workers: with their places in the file's list.
         monitoring: None where it cannot be read itself.
-        communication: likewise.
+        communication, recovery, state: likewise.
         also_there: names of workers that cannot be read themselves: to depend on them is no mistake.
     """
     if monitoring is not None:
         yield from _timeout_too_short(monitoring)
     if communication is not None:
         yield from _unknown_adapter_keys(communication)
+    if recovery is not None and state is not None:
+        yield from _forgotten_moves(recovery, state)
     yield from _doubles(workers)
     yield from _mixed_outputs(workers)
     first: dict[str, int] = {}
@@ -232,6 +236,16 @@ def _timeout_too_short(monitoring: MonitoringConfig) -> Iterator[Broken]:
             f"must be at least {INTERVALS_PER_TIMEOUT_MIN} times monitoring.interval = "
             f"{monitoring.interval:g}, or a beat or two that come late are taken for a hang; raise it to "
             f"{least_s:g}",
+        )
+
+
+def _forgotten_moves(recovery: RecoveryConfig, state: StateConfig) -> Iterator[Broken]:
+    if recovery.task_reassignment and not state.auto_save:
+        yield Broken(
+            ("state", "auto_save"),
+            state.auto_save,
+            "must be true where recovery.task_reassignment = true: a guard that is killed forgets who got a "
+            "task, and the next one gives it to another worker too; set one of the two back",
         )
 
 

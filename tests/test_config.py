@@ -67,7 +67,7 @@ def test_every_section_is_taken(write_yaml: WriteYaml) -> None:
     text = """
 monitoring: {interval: 2, heartbeat_timeout: 6, zombie_detection: false, cpu_threshold: 0.5,
              memory_threshold: 3}
-recovery: {enable_auto_recovery: false, stop_all_on_failure: false, task_reassignment: true,
+recovery: {enable_auto_recovery: false, stop_all_on_failure: false, task_reassignment: false,
            recovery_timeout: 60, max_recovery_attempts: 1}
 communication: {adapter_type: zmq, adapter_config: {host: "::1", port_base: 0, timeout: 100}}
 state: {state_file: run/s.json, auto_save: false}
@@ -278,6 +278,15 @@ def test_a_timeout_of_less_than_three_intervals_names_both(write_yaml: WriteYaml
     assert problems_of(write_yaml("monitoring: {interval: 4}\n")) == [
         "line 1: monitoring.heartbeat_timeout = 10.0 must be at least 3 times monitoring.interval = 4, "
         "or a beat or two that come late are taken for a hang; raise it to 12"
+    ]
+
+
+def test_tasks_do_not_move_where_that_may_be_forgotten(write_yaml: WriteYaml) -> None:
+    text = "recovery: {task_reassignment: true}\nstate: {auto_save: false}\n"
+    assert problems_of(write_yaml(text)) == [
+        "line 2: state.auto_save = False must be true where recovery.task_reassignment = true: a guard that "
+        "is killed forgets who got a task, and the next one gives it to another worker too; set one of the "
+        "two back"
     ]
 
 

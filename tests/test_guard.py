@@ -328,6 +328,42 @@ def test_a_guard_ends_with_0_when_every_worker_has_finished(tmp_path: Path) -> N
         assert "every worker has finished" in guard.said
 
 
+def test_a_guard_after_a_killed_one_ends_also_when_a_worker_had_finished_before(tmp_path: Path) -> None:
+    waits = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)"
+    workers = [worker("short", "true"), worker("long", python(waits), working_dir=str(tmp_path))]
+    with Guard(tmp_path, workers, recovery=APART) as guard:
+        guard.start()
+        guard.until_running("long")
+        guard.until(lambda: guard.state()["workers"]["short"]["left_out"], "short has finished")
+        guard.kill()
+        guard.start()
+        guard.until_running("long")
+        (tmp_path / "go").touch()
+        assert guard.wait() == 0
+        assert "every worker has finished" in guard.said
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_worker_that_cannot_start_at_all_does_not_keep_the_guard(tmp_path: Path, recovers: bool) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    recovery = {**APART, "enable_auto_recovery": recovers, "max_recovery_attempts": 1}
+    with Guard(tmp_path, [worker("a", [str(script)]), worker("b", "true")], recovery=recovery) as guard:
+        guard.start()
+        assert guard.wait() == 1
+        assert "a stays out: could not be started" in guard.said
+        assert "failed for good: a" in guard.said
+        assert "Traceback" not in guard.said
+
+
+def test_without_recovery_a_guard_ends_though_its_worker_would_always_run_again(tmp_path: Path) -> None:
+    entry = worker("a", "true", restart="always")
+    with Guard(tmp_path, [entry], recovery={"enable_auto_recovery": False}) as guard:
+        guard.start()
+        assert guard.wait() == 0
+
+
 def test_a_guard_ends_with_1_when_what_never_restarts_has_failed(tmp_path: Path) -> None:
     with Guard(
         tmp_path, [worker("a", "false", restart="never"), worker("b", "true")], recovery=APART

@@ -190,9 +190,8 @@ class Chain:
 
     def _restart(self, journal: Journal) -> str:
         records = self._state.document.workers
-        known = (
-            self._crew.states()
-        )  # a worker may be gone from the configuration since the journal was written
+        # A worker may be gone from the configuration since the journal was written.
+        known = self._crew.states()
         due = {w: records[w].start_due or 0.0 for w in journal.start if w in records and w in known}
         troubles = self._muster.start_when_due(
             due, deadline=self._deadline, interrupted=lambda: self._closing() or self._overtaken(journal)

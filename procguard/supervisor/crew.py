@@ -74,7 +74,8 @@ class Crew:
     Args:
         config_of: a worker's settings; None for one without any, which gets the defaults.
         environment_of: variables for a start besides those of the settings and the tasks.
-        clock: monotonic seconds. pause: lets that many of them pass.
+        clock: monotonic seconds.
+        pause: lets that many seconds pass.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class Crew:
         self,
         due: Mapping[str, float],
         *,
-        wants: Callable[[str], bool],
+        admits: Callable[[str], bool],
         starting: AbstractContextManager[object],
         deadline: float,
         interrupted: Callable[[], bool],
@@ -185,7 +186,7 @@ class Crew:
 
         Args:
             due: when each of them starts, at the earliest; monotonic seconds.
-            wants: asked right before each start; False leaves it out.
+            admits: asked right before each start; False leaves it out.
             starting: held for each start, with the question before it.
             deadline: until then a worker waits for those it depends on; then it starts without.
             interrupted: asked while waiting; True ends it all, with the rest not started.
@@ -199,7 +200,7 @@ class Crew:
                 return troubles
             for worker_id in group:
                 with starting:
-                    if wants(worker_id) and (why := self._start(worker_id, due[worker_id])):
+                    if admits(worker_id) and (why := self._start(worker_id, due[worker_id])):
                         troubles[worker_id] = why
             began |= set(group) - troubles.keys()
         return troubles
@@ -222,9 +223,11 @@ class Crew:
             statuses = self._workers.statuses()
             coming = [n for n in needed if n in statuses and statuses[n].state in ("starting", "waiting")]
             now = self._clock()
-            if late := [n for n in coming if until[n] <= now]:
-                _log.warning("Starting what depends on %s, which does not run yet", ", ".join(sorted(late)))
-            if not set(coming) - set(late):
+            late = [n for n in coming if until[n] <= now]
+            if len(late) == len(coming):
+                if late:
+                    names = ", ".join(sorted(late))
+                    _log.warning("Starting what depends on %s, which does not run yet", names)
                 return True
             if interrupted():
                 return False

@@ -22,19 +22,18 @@ from procguard.supervisor.crew import Crew
 from procguard.supervisor.exits import StopReason
 from procguard.supervisor.restarts import Restarts
 from procguard.supervisor.state import StateManager, book_of, with_book, with_workers
-from procguard.supervisor.state_file import Document, WorkerRecord
+from procguard.supervisor.state_file import LEFT_OUT_FINISHED, Document, WorkerRecord
 
 _log = logging.getLogger(__name__)
-
-FINISHED = "it has finished"
-"""Why a worker that ended in good order is not started by the next guard, should this one be killed."""
 
 
 class Muster:
     """The workers that are to run.
 
     Args:
-        clock: monotonic seconds. closing: the guard is about to end.
+        clock: monotonic seconds.
+        closing: the guard is about to end.
+        patience_s: how long a start waits for workers that others depend on; then those start without.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Muster:
         self._closing = closing
         self._patience_s = patience_s
         self._starting = threading.RLock()
-        """Held for each start, and while it is written down who is wanted."""
+        """Held for each start, and while it is written down who is wanted, or has finished."""
 
     # --- what operators ask for
 
@@ -106,7 +105,7 @@ class Muster:
     ) -> dict[str, str]:
         """``Crew.start`` for those who are wanted when it is their turn."""
         return self._crew.start(
-            due, wants=self.wants, starting=self._starting, deadline=deadline, interrupted=interrupted
+            due, admits=self._admits, starting=self._starting, deadline=deadline, interrupted=interrupted
         )
 
     # --- what becomes of workers
@@ -116,13 +115,16 @@ class Muster:
         self._change(worker_ids, lambda record: replace(record, start_due=None))
 
     def finished(self, worker_ids: Collection[str]) -> None:
-        """They have ended in good order."""
-        self._change(worker_ids, lambda record: replace(record, left_out=FINISHED, start_due=None))
+        """They have ended in good order; who has been started again since is not concerned."""
+        with self._starting:
+            states = self._crew.states()
+            still = [worker_id for worker_id in worker_ids if states.get(worker_id) == "finished"]
+            self._change(still, lambda record: replace(record, left_out=LEFT_OUT_FINISHED, start_due=None))
 
     def close(self) -> None:
         """The guard ends in good order: when it starts again, so does what has finished."""
         records = self._state.document.workers
-        done = [worker_id for worker_id, record in records.items() if record.left_out == FINISHED]
+        done = [worker_id for worker_id, record in records.items() if record.left_out == LEFT_OUT_FINISHED]
         self._change(done, lambda record: replace(record, left_out=""))
 
     # --- after the guard was killed
@@ -155,6 +157,15 @@ class Muster:
         return [w for w in missing if views[w].wanted and views[w].start_due is None and not self._leaves(w)]
 
     # --- inside
+
+    def _admits(self, worker_id: str) -> bool:
+        """Whether it may start now; if so, that it has finished is no longer true."""
+        if not self.wants(worker_id):
+            return False
+        record = self._state.document.workers.get(worker_id)
+        if record is not None and record.left_out == LEFT_OUT_FINISHED:
+            self._change([worker_id], lambda record: replace(record, left_out=""))
+        return True
 
     def _leaves(self, worker_id: str) -> bool:
         config = self._crew.config_of(worker_id)

@@ -4,9 +4,8 @@ Whoever calls waits for its turn and gets the outcome. Failures that come togeth
 comes while a chain is under way joins it as long as workers are still being stopped, and also later where all
 stop for one; otherwise the next chain is about it, unless the worker has been replaced since.
 
-A stop by an operator is remembered the moment it is
-asked for, so that the chain in progress does not start that worker again, and carried out when the chain is
-over.
+A stop by an operator is remembered the moment it is asked for, so that the chain in progress does not start
+that worker again, and carried out without waiting for that chain.
 
 After the guard has been killed the next one calls ``resume``, which ends the chain that was under way, starts
 what should be running, and takes what died unseen for a failure.
@@ -68,7 +67,9 @@ class FailureHandler:
         checkpoint: a ``CheckpointAdapter``, called before a stop and after a restart.
         worker_config: a worker's settings; None: asked of the process manager if it can tell.
         environment: variables for a worker's start besides all others.
-        clock: monotonic seconds. wall_clock: Unix seconds. chance: from 0 to below 1, at random.
+        clock: monotonic seconds.
+        wall_clock: Unix seconds.
+        chance: from 0 to below 1, at random.
         pause: lets that many seconds pass; None: really, and no longer than until ``close``.
 
     Raises:
@@ -110,9 +111,10 @@ class FailureHandler:
             patience_s=self.settings.recovery_timeout,
         )
         self._turn = threading.Lock()
-        self._lock = threading.Lock()  # for the inbox and the history; held for moments only
+        self._lock = threading.Lock()  # for the inbox, the history and the asides; held for moments only
         self._inbox: list[_Report] = []
         self._taken: list[_Report] = []
+        self._asides: list[threading.Thread] = []
         self._history: deque[RecoveryOutcome] = deque(maxlen=HISTORY_COUNT_MAX)
 
     # --- what is going on
@@ -214,7 +216,8 @@ class FailureHandler:
         if self.gave_up or self._closed.is_set():
             report.outcome = self._refusal()
         elif not self.settings.enable_auto_recovery:
-            _log.warning("%s failed; enable_auto_recovery is off", ", ".join(known))
+            what = "ended in good order" if ended else "failed"
+            _log.warning("%s %s; enable_auto_recovery is off", ", ".join(known), what)
             report.outcome = RecoveryOutcome(OutcomeKind.DISABLED, tuple(known))
         else:
             with self._lock:
@@ -243,6 +246,7 @@ class FailureHandler:
 
         Args:
             also: workers that run from the beginning, unless they were stopped by an operator or left out.
+                One that cannot be started has failed, as if it had died.
         """
         also = set(also)
         with self._in_turn():
@@ -254,13 +258,16 @@ class FailureHandler:
                 self._muster.reconcile()
                 lost = self._muster.lost(self._muster.missing(also))
                 if lost and self.settings.enable_auto_recovery:
-                    with self._lock:
-                        self._inbox.append(_Report(dict.fromkeys(lost)))
-                    outcome = _known_outcome(self._work())
+                    outcome = self._recovered(lost)
             if outcome.kind is not OutcomeKind.GAVE_UP:
                 missing = self._muster.missing(also)
                 self._muster.want(missing)
-                self._muster.start(missing)
+                troubles = self._muster.start(missing)
+                if troubles and self.settings.enable_auto_recovery:
+                    outcome = self._recovered(troubles)
+                elif troubles:
+                    left_out = tuple(sorted(troubles.items()))
+                    outcome = RecoveryOutcome(OutcomeKind.DISABLED, tuple(troubles), left_out=left_out)
         return outcome
 
     # --- operators; never refused as busy. Each answers by worker whether it is so now.
@@ -306,21 +313,31 @@ class FailureHandler:
         """A process of this worker runs."""
         record = self._state.document.workers.get(worker_id)
         if record is not None and record.start_due is not None and record.start_due <= self._clock():
-            _aside(lambda: self._muster.forget_due([worker_id]))
+            self._aside(lambda: self._muster.forget_due([worker_id]))
 
     def worker_finished(self, worker_id: str) -> None:
         """It has ended in good order and is not to run again: should the guard be killed, the next one does
         not start it either. After an orderly ``close`` it does."""
-        _aside(lambda: self._muster.finished([worker_id]))
+        self._aside(lambda: self._muster.finished([worker_id]))
 
     def close(self) -> None:
         """The guard ends in good order: what is under way stops between two steps, and the next guard's
         ``resume`` goes on with it. To be called before the workers are stopped."""
         self._closed.set()
+        with self._lock:
+            asides = tuple(self._asides)
+        for aside in asides:
+            aside.join()
         with self._in_turn():
             self._muster.close()
 
     # --- inside
+
+    def _recovered(self, failed: Iterable[str]) -> RecoveryOutcome:
+        """Recover from the failure of these, of whom nothing lives. In turn."""
+        with self._lock:
+            self._inbox.append(_Report(dict.fromkeys(failed)))
+        return _known_outcome(self._work())
 
     def _work(self) -> RecoveryOutcome | None:
         """Carry out chains until nobody waits for one; the last outcome. In turn."""
@@ -438,6 +455,15 @@ class FailureHandler:
         environment = dict(of_adapter(worker_id)) if of_adapter else {}
         return {**environment, **(self._environment(worker_id) if self._environment else {})}
 
+    def _aside(self, call: Callable[[], None]) -> None:
+        """Do this on a thread of its own, which ``close`` waits for; nothing is done once closed."""
+        thread = threading.Thread(target=call, name="procguard-noted")
+        with self._lock:
+            if not self._closed.is_set():
+                self._asides = [aside for aside in self._asides if aside.is_alive()]
+                self._asides.append(thread)
+                thread.start()
+
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
         if in_hook():
@@ -453,10 +479,6 @@ def _known_outcome(outcome: RecoveryOutcome | None) -> RecoveryOutcome:
 def _listed(worker_ids: Iterable[str]) -> list[str]:
     """Each once; a single name is meant as that, not as its letters."""
     return list(dict.fromkeys([worker_ids] if isinstance(worker_ids, str) else worker_ids))
-
-
-def _aside(call: Callable[[], None]) -> None:
-    threading.Thread(target=call, name="procguard-noted").start()
 
 
 def _no_config(worker_id: str) -> None:

@@ -43,9 +43,9 @@ class StateManager:
     """The state of one guard.
 
     Args:
-        state_file: read now if it exists; its directory is made. None: nothing is kept. auto_save: write
-        each change at once; otherwise only ``save`` writes, and a guard that is killed forgets
-            what came after it.
+        state_file: read now if it exists; its directory is made. None: nothing is kept.
+        auto_save: write each change at once; otherwise only ``save`` and ``close`` write, and a guard that is
+            killed forgets what came after.
         boot_id: of this boot; None: asked of the kernel.
 
     Raises:
@@ -113,8 +113,13 @@ class StateManager:
         self._write_up_to(mine, told=True)
 
     def close(self) -> None:
-        """Let another guard use the file. Nothing is written here."""
+        """Let another guard use the file. Without ``auto_save``, what has changed is written first."""
         if self._file:
+            if not self._auto_save and self.unsaved:
+                try:
+                    self.save()
+                except StateError as error:
+                    _log.error("%s; what has changed since it was last written is lost", error)
             with self._writing:
                 self._file.close()
 

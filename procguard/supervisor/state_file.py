@@ -34,6 +34,9 @@ from procguard.supervisor.tasks import Task
 
 VERSION = 1
 FILE_BYTES_MAX = 256 << 20
+LEFT_OUT_FINISHED = "it has finished"
+"""In ``WorkerRecord.left_out``: it ended in good order, and the next guard does not start it either, should
+this one be killed."""
 REMEDY = "state_file must name a file in a directory that this user can write to, with space left"
 
 

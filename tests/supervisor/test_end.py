@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from procguard.supervisor.end import End, end_of
 from procguard.supervisor.exits import WorkerState
-from procguard.supervisor.state_file import WorkerRecord
+from procguard.supervisor.state_file import LEFT_OUT_FINISHED, WorkerRecord
 from procguard.supervisor.worker_events import WorkerStatus
 from procguard.worker_config import WorkerConfig
 
@@ -14,12 +16,17 @@ FINISHED, FAILED = WorkerState.FINISHED, WorkerState.FAILED
 OVER = (FINISHED, FAILED, WorkerState.EXHAUSTED)
 
 
-def end(*states: WorkerState, record: WorkerRecord | None = None, restart: str = "on_failure") -> End | None:
+def end(
+    *states: WorkerState,
+    record: WorkerRecord | None = None,
+    restart: Any = "on_failure",
+    recovers: bool = True,
+) -> End | None:
     """Of workers w0, w1, ...; the record and the setting are those of all."""
     ids = [f"w{number}" for number in range(len(states))]
     configs = {w: WorkerConfig(worker_id=w, command=("x",), restart=restart) for w in ids}
     statuses = {w: WorkerStatus(w, state) for w, state in zip(ids, states, strict=True)}
-    return end_of(statuses, {w: record or WorkerRecord() for w in ids}, configs, recovers=True)
+    return end_of(statuses, {w: record or WorkerRecord() for w in ids}, configs, recovers=recovers)
 
 
 def test_all_have_finished() -> None:
@@ -42,6 +49,23 @@ def test_one_that_failed_will_restart_unless_something_says_no() -> None:
 
 def test_who_runs_always_never_ends() -> None:
     assert end(FINISHED, restart="always") is None
+
+
+@pytest.mark.parametrize("restart", ["on_failure", "always"])
+@pytest.mark.parametrize("state", [WorkerState.STOPPED, FAILED, FINISHED])
+def test_what_had_finished_under_a_killed_guard_has_come_to_a_good_end(
+    state: WorkerState, restart: str
+) -> None:
+    assert end(state, record=WorkerRecord(left_out=LEFT_OUT_FINISHED), restart=restart) == End(())
+
+
+@pytest.mark.parametrize("state", [WorkerState.STARTING, WorkerState.RUNNING, WorkerState.STOPPING])
+def test_what_is_said_to_have_finished_and_lives_keeps_the_guard(state: WorkerState) -> None:
+    assert end(state, record=WorkerRecord(left_out=LEFT_OUT_FINISHED)) is None
+
+
+def test_without_recovery_nobody_runs_always() -> None:
+    assert end(FINISHED, restart="always", recovers=False) == End(())
 
 
 def test_a_start_that_is_due_keeps_the_guard() -> None:

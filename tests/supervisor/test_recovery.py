@@ -176,6 +176,16 @@ def test_without_auto_recovery_nothing_is_done(town: Town) -> None:
     assert guard.manager.asked == []
 
 
+def test_without_auto_recovery_a_good_end_is_called_that(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = town.running(enable_auto_recovery=False)
+    town.world.end("b", "finished")
+    assert guard.failures.handle_end(["b"]).kind is OutcomeKind.DISABLED
+    assert "b ended in good order; enable_auto_recovery is off" in caplog.text
+    assert "failed" not in caplog.text
+
+
 def test_unknown_workers_are_named(town: Town, caplog: pytest.LogCaptureFixture) -> None:
     guard = town.running(**ALONE)
     with pytest.raises(UsageError, match="failed_workers: 'x', 'y': not registered"):
@@ -206,6 +216,23 @@ def test_a_dependent_waits_for_the_delayed_start_of_what_it_needs(town: Town) ->
     guard.manager.on_start = lambda worker_id: seen.update({worker_id: town.world.now - began})
     town.fail(guard, "b")
     assert seen == {"c": 0.0, "b": pytest.approx(8.0, abs=0.1), "a": pytest.approx(8.0, abs=0.1)}
+
+
+def test_a_dependent_that_starts_without_one_of_two_is_told_once(
+    town: Town, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow = worker("c", restart_delay=8.0, start_period=9.0)
+    configs = crew(worker("a", depends_on=["b", "c"]), worker("b", start_period=1.0), slow)
+    guard = town.running(configs)
+    starting = guard.manager.get_worker_status
+    guard.manager.get_worker_status = lambda w: (  # type: ignore[method-assign]
+        starting(w)._replace(state="starting") if w in ("b", "c") and w in town.world.living else starting(w)
+    )
+    caplog.clear()
+    town.fail(guard, "a")
+    assert set(town.world.living) == {"a", "b", "c"}
+    [said] = [record.message for record in caplog.records if "depends on" in record.message]
+    assert said == "Starting what depends on b, c, which does not run yet"
 
 
 # --- tasks
@@ -384,6 +411,36 @@ def test_what_cannot_start_is_tried_again_and_then_all_is_given_up(town: Town) -
     assert guard.manager.asked.count("start b") == 3
     assert town.world.starts == {"a": 1, "c": 1}
     assert town.world.living == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "living"),
+    [
+        ({}, OutcomeKind.GAVE_UP, set()),
+        (ALONE, OutcomeKind.DEGRADED, {"a", "c"}),
+        ({"enable_auto_recovery": False}, OutcomeKind.DISABLED, {"a", "c"}),
+    ],
+)
+def test_what_cannot_start_from_the_beginning_is_a_failure(
+    town: Town, settings: dict[str, Any], kind: OutcomeKind, living: set[str]
+) -> None:
+    guard = town.guard(**settings)
+    guard.manager.unstartable = {"b"}
+    outcome = guard.failures.resume(ABC)
+    assert (outcome.kind, outcome.failed) == (kind, ("b",))
+    assert bool(outcome) == (kind is OutcomeKind.DEGRADED)
+    if kind is not OutcomeKind.GAVE_UP:
+        assert outcome.left_out == (("b", "could not be started"),)
+    assert set(town.world.living) == living
+
+
+def test_what_cannot_start_at_first_is_started_again(town: Town) -> None:
+    guard = town.guard(**ALONE)
+    guard.manager.unstartable = {"b"}
+    guard.manager.on_start = lambda worker_id: guard.manager.unstartable.clear() if worker_id == "c" else None
+    outcome = guard.failures.resume(ABC)
+    assert (outcome.kind, outcome.failed, outcome.restarted) == (OutcomeKind.RECOVERED, ("b",), ("b",))
+    assert set(town.world.living) == {"a", "b", "c"}
 
 
 def test_where_the_others_do_not_stop_they_go_on_without_it(town: Town) -> None:
@@ -659,11 +716,10 @@ def test_what_died_unseen_beside_living_ones_is_a_failure(town: Town) -> None:
     assert town.world.starts == {"a": 1, "b": 1, "c": 1}
 
 
-def settle() -> None:
+def settle(guard: Guard) -> None:
     """Wait for what was noted aside."""
-    for thread in threading.enumerate():
-        if thread.name == "procguard-noted":
-            thread.join(30.0)
+    for thread in tuple(guard.failures._asides):
+        thread.join(30.0)
 
 
 @pytest.mark.parametrize("orderly", [True, False])
@@ -671,7 +727,7 @@ def test_what_has_finished_runs_again_only_after_an_orderly_end(town: Town, orde
     guard = town.running()
     town.world.end("c", "finished")
     guard.failures.worker_finished("c")
-    settle()
+    settle(guard)
     if orderly:
         guard.failures.close()
     town.world.ended.clear()  # the next process manager knows nothing of it
@@ -679,16 +735,70 @@ def test_what_has_finished_runs_again_only_after_an_orderly_end(town: Town, orde
     assert ("c" in town.world.living) == orderly
 
 
+def test_an_operators_start_that_overtakes_the_note_of_an_end_wins(town: Town) -> None:
+    guard = town.running(**ALONE)
+    with guard.failures._muster._starting:  # the note comes only when that is free
+        town.world.end("c", "finished")
+        guard.failures.worker_finished("c")
+        assert guard.failures.start(["c"]) == {"c": True}
+    settle(guard)
+    assert guard.state.get_worker_state("c")["left_out"] == ""
+    assert town.fail(guard, "c").restarted == ("c",)
+
+
+def test_a_start_that_is_under_way_wins_over_the_note_of_an_end(town: Town) -> None:
+    guard = town.running()
+    town.world.end("c", "finished")
+
+    def noted(worker_id: str) -> None:
+        guard.manager.on_start = lambda worker_id: None
+        guard.failures._muster.finished(["c"])  # after it was forgiven, before its turn
+
+    guard.manager.on_start = noted
+    town.world.end("b")
+    guard.failures.start(["b", "c"])
+    assert "c" in town.world.living
+    assert guard.state.get_worker_state("c")["left_out"] == ""
+
+
+def test_an_end_that_is_no_good_one_by_now_is_not_noted_as_that(town: Town) -> None:
+    guard = town.running()
+    with guard.failures._muster._starting:
+        town.world.end("c", "finished")
+        guard.failures.worker_finished("c")
+        guard.failures.start(["c"])
+        town.world.end("c")
+    settle(guard)
+    assert guard.state.get_worker_state("c")["left_out"] == ""
+
+
+def test_close_waits_for_what_is_being_noted_and_nothing_is_noted_after_it(town: Town) -> None:
+    guard = town.running()
+    closing = threading.Thread(target=guard.failures.close, daemon=True)
+    with guard.failures._muster._starting:
+        town.world.end("b", "finished")
+        guard.failures.worker_finished("b")
+        closing.start()
+        closing.join(0.05)
+        assert closing.is_alive()
+    closing.join(30.0)
+    assert guard.state.get_worker_state("b")["left_out"] == "", "the next guard starts it again"
+    town.world.end("c", "finished")
+    guard.failures.worker_finished("c")
+    settle(guard)
+    assert guard.state.get_worker_state("c")["left_out"] == ""
+
+
 def test_a_delayed_start_that_has_happened_is_remembered(town: Town) -> None:
     guard = town.running()
     guard.state.update_worker("a", start_due=town.world.now + 5.0)
     guard.failures.worker_started("a")
-    settle()
+    settle(guard)
     assert guard.state.document.workers["a"].start_due is not None
     town.world.now += 5.0
     guard.failures.worker_started("a")
     guard.failures.worker_started("nobody")
-    settle()
+    settle(guard)
     assert guard.state.document.workers["a"].start_due is None
 
 

@@ -81,6 +81,27 @@ def test_without_a_file_all_is_in_memory() -> None:
     state.close()
 
 
+def test_without_auto_save_a_close_writes_too(path: Path) -> None:
+    state = StateManager(path, auto_save=False)
+    state.close()
+    assert not path.exists(), "there was nothing to keep"
+    state.add_task("t1")
+    state.close()
+    assert StateManager(path).task_queue() == ["t1"]
+
+
+def test_a_close_that_cannot_write_says_what_is_lost_and_lets_go(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = FullDisk(path, auto_save=False)
+    state.lock()
+    state.add_task("t1")
+    state.full = True
+    state.close()
+    assert "what has changed since it was last written is lost" in caplog.text
+    StateManager(path).lock()
+
+
 def test_without_auto_save_only_save_writes(path: Path) -> None:
     state = StateManager(path, auto_save=False)
     state.add_task("t1")
