@@ -226,7 +226,7 @@ class LighthouseAdapter(CommunicationAdapter):
             try:
                 while True:  # only what was seen after the call counts
                     left_s = until - time.monotonic()
-                    if self._closing or self._blind or left_s <= 0:
+                    if self._closing or left_s <= 0:
                         return False
                     if self._looks > seen and self._are_ready(wanted):
                         return True
