@@ -8,6 +8,8 @@ below is a test.
 
 What every adapter promises:
 
+- A side that cannot be heard is not silent: while an adapter has no way to know whether a worker beats, it
+  beats for each that was well when it last knew. Otherwise its own trouble would end healthy workers.
 - Nothing here raises because of what a worker does or does not do; what cannot be done is False, or an answer
   that is not ``ok`` and says why. ``UsageError`` is for what the caller can put right.
 - No call waits longer than the adapter's timeout, or the one it is given.
@@ -72,7 +74,10 @@ class CommunicationAdapter(ABC):
     @abstractmethod
     def register_worker(self, worker_id: str) -> None:
         """Listen to this worker from now on. Again, after a restart of it: whoever spoke for it before is
-        forgotten."""
+        forgotten.
+
+        The guard calls it at each start, on the thread that watches its processes: it must return at once, so
+        it may take a lock that is held for moments, and wait for nothing else."""
 
     @abstractmethod
     def unregister_worker(self, worker_id: str) -> None:

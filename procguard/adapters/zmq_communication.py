@@ -9,6 +9,9 @@ the guard.
 
 One thread owns the transport. Whoever gives a command leaves it in an outbox, wakes that thread, and waits
 for the answer, which is told by its number.
+
+Should that thread lose the transport, which only a bug or a full machine can do, no beat arrives any more.
+Not knowing is no silence: from then on the adapter itself beats for those that were connected.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ COMMANDS_COUNT_MAX = 10_000
 CLOSE_TIMEOUT_S = 5.0
 COMPLAINT_INTERVAL_S = 1.0
 NAME_CHARACTERS_MAX = 255
+LOST = "the connection to the workers is lost; the guard's log says why"
 
 _log = logging.getLogger(__name__)
 
@@ -61,11 +65,9 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
 
     Args:
         host: an address of this machine to listen on; loopback unless workers are elsewhere, for nobody is
-        asked
-            who he is.
+            asked who he is.
         port_base: where the workers connect; the port after it is taken too. 0: the kernel chooses both, and
-        then
-            workers that outlive the guard do not find the next one.
+            then workers that outlive the guard do not find the next one.
         timeout: milliseconds that a command may take.
         heartbeat_interval_s: how often the workers are told to beat.
         heartbeat_timeout_s: after what silence they count as hung; told to them, judged elsewhere.
@@ -95,6 +97,11 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
         self._transport: LighthouseTransport | None = None
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._ended = threading.Event()
+        """Set by ``close``, for the thread that has lost its transport; each thread has its own."""
+        self._unheard: set[str] = set()
+        """Workers that were connected when the transport was lost, and have not been started again since."""
+        self._address = ""
         self._heartbeat: HeartbeatCallback | None = None
         self._outbox: deque[_Outgoing] = deque()
         self._waiting: dict[int, _Waiting] = {}
@@ -119,9 +126,16 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
             self._roll = Roll(time.time_ns() // 1_000_000, transport.notice_port, self._settings)
             for worker_id in self._registered:
                 self._roll.register(worker_id)
+            self._ended.set()  # one that has lost its transport is replaced
+            self._ended = threading.Event()
+            self._unheard.clear()
             self._transport, self._closing = transport, False
+            self._address = self._address_of(transport.port)
             self._thread = threading.Thread(
-                target=self._run, args=(transport, self._roll), name="procguard-workers", daemon=True
+                target=self._run,
+                args=(transport, self._roll, self._ended),
+                name="procguard-workers",
+                daemon=True,
             )
             self._thread.start()
 
@@ -129,10 +143,10 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
         with self._lock:
             transport, thread = self._transport, self._thread
             self._closing = True
-        if transport is None or thread is None:
-            return
-        transport.wake()
-        if thread is not threading.current_thread():
+            self._ended.set()
+            if transport is not None:
+                transport.wake()
+        if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_TIMEOUT_S)
 
     def register_worker(self, worker_id: str) -> None:
@@ -140,12 +154,14 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
             raise UsageError(f"worker_id is {worker_id!r}; write 1 to {NAME_CHARACTERS_MAX} characters")
         with self._lock:
             self._registered.add(worker_id)
+            self._unheard.discard(worker_id)
             if self._roll is not None:
                 self._roll.register(worker_id)
 
     def unregister_worker(self, worker_id: str) -> None:
         with self._lock:
             self._registered.discard(worker_id)
+            self._unheard.discard(worker_id)
             if self._roll is not None:
                 self._roll.unregister(worker_id)
 
@@ -176,7 +192,7 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
 
     def send_heartbeat(self, worker_id: str) -> bool:
         with self._lock:
-            if self._transport is None or self._closing or worker_id not in self._registered:
+            if self._thread is None or self._closing or worker_id not in self._registered:
                 return False
         self._tell(worker_id)
         return True
@@ -191,17 +207,22 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
     @property
     def address(self) -> str:
         """Where workers find this, as ``host:port``; known once initialized."""
-        assert self._transport is not None, "initialize() opens the port"
+        assert self._address, "initialize() opens the port"
+        return self._address
+
+    def _address_of(self, port: int) -> str:
         host = "127.0.0.1" if self._host in ("0.0.0.0", "*") else "::1" if self._host == "::" else self._host
-        return f"[{host}]:{self._transport.port}" if ":" in host else f"{host}:{self._transport.port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def environment(self, worker_id: str) -> dict[str, str]:
         return {"PROCGUARD_GUARD": self.address, "PROCGUARD_WORKER_ID": worker_id}
 
     def _why_not(self, worker_id: str) -> str:
         """Why a command cannot be given at all; empty if it can."""
-        if self._transport is None or self._roll is None or self._closing:
+        if self._closing:
             return "the adapter is closed"
+        if self._transport is None or self._roll is None:
+            return LOST if self._thread else "the adapter is closed"
         if not self._roll.is_registered(worker_id):
             return f"no worker {worker_id!r} is registered"
         if self._roll.peer_of(worker_id) is None:
@@ -212,26 +233,38 @@ class ZMQCommunicationAdapter(CommunicationAdapter):
 
     # --- the thread ---------------------------------------------------------------------------------
 
-    def _run(self, transport: LighthouseTransport, roll: Roll) -> None:
+    def _run(self, transport: LighthouseTransport, roll: Roll, ended: threading.Event) -> None:
+        connected: list[str] = []
         try:
             while not self._closing:
-                transport.wait(TURN_S_MAX)
-                self._send_outbox(transport, roll)
-                for inbound in transport.drain(FRAMES_COUNT_MAX):
-                    if isinstance(inbound, Frame):
-                        self._receive(transport, roll, inbound)
-                    elif isinstance(inbound, HandshakeFailed):
-                        self._complain(inbound.text)
+                self._turn(transport, roll)
         except Exception:  # noqa: BLE001  # a broken transport: the guard goes on without it, and says so
-            _log.exception("The connection to the workers is lost; beats and commands end here")
-        finally:
+            _log.exception("The connection to the workers is lost: no commands, and silence is not noticed")
             with self._lock:
-                self._closing = True
-                self._transport = self._roll = None
-                for waiting in self._waiting.values():
-                    waiting.done.set()
-                self._outbox.clear()
-            transport.close()
+                connected = roll.connected()
+        with self._lock:
+            self._unheard = set(connected)
+            self._transport = self._roll = None
+            for waiting in self._waiting.values():
+                if not self._closing:
+                    waiting.answer = CommandAnswer(False, error=LOST)
+                waiting.done.set()
+            self._outbox.clear()
+        transport.close()
+        while connected and not ended.wait(TURN_S_MAX):
+            with self._lock:
+                unheard = sorted(self._unheard)
+            for worker_id in unheard:
+                self._tell(worker_id)
+
+    def _turn(self, transport: LighthouseTransport, roll: Roll) -> None:
+        transport.wait(TURN_S_MAX)
+        self._send_outbox(transport, roll)
+        for inbound in transport.drain(FRAMES_COUNT_MAX):
+            if isinstance(inbound, Frame):
+                self._receive(transport, roll, inbound)
+            elif isinstance(inbound, HandshakeFailed):
+                self._complain(inbound.text)
 
     def _send_outbox(self, transport: LighthouseTransport, roll: Roll) -> None:
         while True:

@@ -8,6 +8,10 @@ its notices as a listener does, without being a member:
   reaches the failure callback. A process that has ended does not: the guard is its parent, and knew before;
 - ``wait_ready`` waits until the workers are back in a quorum together.
 
+A lighthouse that does not answer says nothing about anybody, and nor does one that has only just started
+about members that have not come back to it yet. Not knowing is no silence: meanwhile the adapter beats for
+each worker that was well when it last knew.
+
 A lighthouse carries no commands, so ``send_command`` is False. Notices may be lost, which is why the Snapshot
 is asked for again and again: it holds the last of them.
 
@@ -62,6 +66,8 @@ WAKES_MAX = 4096
 CLOSE_TIMEOUT_S = 5.0
 SILENCE_S = 3.0
 """Without an answer for so long: connect afresh."""
+RETURN_TIMEOUTS = 2.0
+"""So many of its heartbeat timeouts a lighthouse that has started waits for members to come back."""
 
 UNKNOWN = Process("", "", 0, 0)
 SEEN_BY_THE_PARENT = frozenset(
@@ -79,14 +85,12 @@ class LighthouseAdapter(CommunicationAdapter):
         host: of the lighthouse.
         port_base: its port; notices come on the next one.
         timeout: milliseconds; how long ``initialize`` waits for a first answer before it says that there is
-        none
-            so far. Later it goes on looking for one.
+            none so far. Later it goes on looking for one.
         job_id: the workers' job.
         keys: a key file, or a directory of them, where the lighthouse asks for one.
         replica_ids: by worker_id, where they differ.
         is_living: whether a process of this machine still lives; a member whose process does not is not
-        ready,
-            whatever the lighthouse thinks so far.
+            ready, whatever the lighthouse thinks so far.
         connect: opens the connection.
     """
 
@@ -118,6 +122,10 @@ class LighthouseAdapter(CommunicationAdapter):
         self._beat_at: dict[str, float] = {}
         self._over: dict[str, Incarnation] = {}
         """By replica_id: its last life that is known to have ended."""
+        self._well: dict[str, tuple[Process, ...]] = {}
+        """By replica_id: the processes of members that were not over when we last knew."""
+        self._blind = False
+        """The transport is broken: nothing more will be known."""
         self._settled = False
         self._heartbeat: HeartbeatCallback | None = None
         self._failed: FailureCallback | None = None
@@ -132,7 +140,7 @@ class LighthouseAdapter(CommunicationAdapter):
             if self._thread is not None:
                 return
             transport = self._connect()
-            self._closing = False
+            self._closing = self._blind = False
             self._waker, woken = socket.socketpair()
             self._thread = threading.Thread(
                 target=self._run, args=(transport, woken), name="procguard-lighthouse-watch", daemon=True
@@ -152,7 +160,9 @@ class LighthouseAdapter(CommunicationAdapter):
 
     def register_worker(self, worker_id: str) -> None:
         with self._changed:
-            self._registered.setdefault(self.replica_id(worker_id), set()).add(worker_id)
+            replica_id = self.replica_id(worker_id)
+            self._registered.setdefault(replica_id, set()).add(worker_id)
+            self._well.pop(replica_id, None)  # that was its former life
 
     def unregister_worker(self, worker_id: str) -> None:
         with self._changed:
@@ -187,17 +197,16 @@ class LighthouseAdapter(CommunicationAdapter):
 
     def connected_workers(self) -> list[str]:
         with self._changed:
-            members = self._members() if not self._closing else {}
+            members = {} if self._closing or self._blind else self._members()
             alive = [name for name, member in members.items() if member.state is MemberState.ALIVE]
             return sorted(worker_id for name in alive for worker_id in self._workers_of(name))
 
     def environment(self, worker_id: str) -> dict[str, str]:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        job = {"PROCGUARD_JOB_ID": self._job_id} if self._job_id != DEFAULT_JOB else {}
         return {
             "PROCGUARD_LIGHTHOUSE": f"{host}:{self._port}",
+            "PROCGUARD_JOB_ID": self._job_id,  # the default one too: else it inherits the guard's own
             "REPLICA_ID": self.replica_id(worker_id),
-            **job,
         }
 
     def wait_ready(self, worker_ids: Sequence[str], timeout_s: float) -> bool:
@@ -255,29 +264,11 @@ class LighthouseAdapter(CommunicationAdapter):
             raise UsageError(f"communication.adapter_config: {error}") from None
 
     def _run(self, transport: MemberTransport, woken: socket.socket) -> None:
-        transport.listen(self._port + 1, [notice_topic(self._job_id)])
-        ask_at, heard_at = -inf, time.monotonic()
         try:
-            while not self._closing:
-                now = time.monotonic()
-                if now >= ask_at:
-                    transport.send(encode(SnapshotRequest(self._job_id)))
-                    ask_at = now + (EAGER_INTERVAL_S if self._waiters else LOOK_INTERVAL_S)
-                if transport.wait(max(0.0, ask_at - now), (woken.fileno(),)):
-                    woken.recv(WAKES_MAX)
-                    ask_at = -inf
-                frames = transport.receive(FRAMES_COUNT_MAX)
-                for frame in frames:
-                    self._take_answer(frame, time.monotonic())
-                for frame in transport.notices(FRAMES_COUNT_MAX):
-                    self._take_notice(frame)
-                now = time.monotonic()
-                heard_at = now if frames else heard_at
-                if now - heard_at >= SILENCE_S:
-                    heard_at = now
-                    transport.reconnect()
+            self._look_on(transport, woken)
         except Exception:  # noqa: BLE001  # a broken transport: the guard goes on without it, and says so
-            _log.exception("The lighthouse is not looked at any more")
+            _log.exception("The lighthouse is not looked at any more; silence of workers is not noticed")
+            self._stay_blind()
         finally:
             with self._changed:
                 self._closing = True
@@ -288,9 +279,47 @@ class LighthouseAdapter(CommunicationAdapter):
             woken.close()
             transport.close()
 
+    def _look_on(self, transport: MemberTransport, woken: socket.socket) -> None:
+        transport.listen(self._port + 1, [notice_topic(self._job_id)])
+        ask_at, asked_at, heard_at = -inf, inf, time.monotonic()
+        while not self._closing:
+            now = time.monotonic()
+            if now >= ask_at:
+                if now - asked_at >= LOOK_INTERVAL_S / 2:  # what had come was taken: there is no answer
+                    self._tell_beats(self._beats_in_doubt())
+                transport.send(encode(SnapshotRequest(self._job_id)))
+                asked_at = min(asked_at, now)
+                ask_at = now + (EAGER_INTERVAL_S if self._waiters else LOOK_INTERVAL_S)
+            if transport.wait(max(0.0, ask_at - now), (woken.fileno(),)):
+                woken.recv(WAKES_MAX)
+                ask_at = -inf
+            looks, frames = self._looks, transport.receive(FRAMES_COUNT_MAX)
+            for frame in frames:
+                self._take_answer(frame, time.monotonic())
+            if self._looks > looks:
+                asked_at = inf
+            for frame in transport.notices(FRAMES_COUNT_MAX):
+                self._take_notice(frame)
+            now = time.monotonic()
+            heard_at = now if frames else heard_at
+            if now - heard_at >= SILENCE_S:
+                heard_at = now
+                transport.reconnect()
+
+    def _stay_blind(self) -> None:
+        """Until it closes."""
+        with self._changed:
+            self._blind = True
+            self._changed.notify_all()
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, LOOK_INTERVAL_S):
+                    return
+            self._tell_beats(self._beats_in_doubt())
+
     def _wake(self) -> None:
         """With the lock held."""
-        if self._waker is not None:
+        if self._waker is not None and not self._blind:  # else nobody reads it
             self._waker.send(b"x")
 
     def _take_answer(self, frame: bytes, now: float) -> None:
@@ -306,9 +335,10 @@ class LighthouseAdapter(CommunicationAdapter):
             self._job = job
             self._looks += 1
             self._note_joined(job)
+            self._note_well(snapshot)
             beats = self._new_beats(now)
             self._changed.notify_all()
-        self._tell_beats(beats)
+        self._tell_beats([*beats, *self._beats_in_doubt(absent=True)])
         notices = [view.notice for view in job.notices] if job else []
         self._hear(notices, tell=self._settled)  # what was over before we first looked is old news
         self._settled = True
@@ -320,6 +350,30 @@ class LighthouseAdapter(CommunicationAdapter):
         for member in job.members:
             if member.replica_id in job.quorum.replica_ids and member.in_state_s >= job.quorum.age_s:
                 self._joined[member.replica_id] = member.incarnation, job.quorum.quorum_id
+
+    def _note_well(self, snapshot: Snapshot) -> None:
+        """Who is not over, and who may still come back to a lighthouse that has just started."""
+        members = self._members()
+        waits = snapshot.uptime_s < RETURN_TIMEOUTS * snapshot.settings.heartbeat_timeout_s
+        self._well = {name: at for name, at in self._well.items() if waits and name not in members}
+        for name, member in members.items():
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT):
+                self._well[name] = tuple(rank.process for rank in member.ranks)
+
+    def _beats_in_doubt(self, *, absent: bool = False) -> list[str]:
+        """Workers that were well when we last knew.
+
+        Args:
+            absent: only those that the last answer did not name.
+        """
+        with self._changed:
+            named = self._members() if absent else {}
+            return [
+                worker_id
+                for name, processes in self._well.items()
+                if name not in named and all(self._is_living(process) for process in processes)
+                for worker_id in self._workers_of(name)
+            ]
 
     def _new_beats(self, now: float) -> list[str]:
         """Workers whose members have beaten since the last look."""

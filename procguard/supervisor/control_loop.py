@@ -337,9 +337,7 @@ class ControlLoop:
             line = result_line(perform(self._commands, request))
         except ProcGuardError as error:
             line = refusal_line(str(error), isinstance(error, UsageError))
-        except (
-            Exception
-        ) as error:  # a bug of ours: its traceback is for the log, and one sentence for who asked
+        except Exception as error:  # a bug of ours: its traceback goes to the log, a sentence to who asked
             logger.exception("The guard could not %s", request.verb)
             line = refusal_line(
                 f"the guard could not {request.verb}: {type(error).__name__}: {error}; its log has more",

@@ -140,9 +140,8 @@ def claim(path: Path) -> socket.socket:
         _clear(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            os.fchmod(
-                listener.fileno(), 0o600
-            )  # the file is made with this mode: nobody gets in before chmod
+            # The file is made with this mode: nobody gets in before the chmod.
+            os.fchmod(listener.fileno(), 0o600)
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(BACKLOG)

@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 
 class Lane:
-    """Args:
-    name: of its threads.
-    threads_max: at the same time.
+    """A queue of work and the threads that do it.
+
+    Args:
+        name: of its threads.
+        threads_max: at the same time.
     """
 
     def __init__(self, name: str, threads_max: int) -> None:

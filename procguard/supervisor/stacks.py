@@ -80,9 +80,8 @@ def _by_py_spy(tool: str, pid: int) -> list[str]:
     deadline = time.monotonic() + PY_SPY_TIMEOUT_S
     texts = []
     for each in probes.family(pid)[:PROCESSES_MAX]:
-        with contextlib.suppress(
-            OSError, subprocess.SubprocessError
-        ):  # no permission, too late: then without
+        # No permission, too late: then without.
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(
                 [tool, "dump", "--pid", str(each)],
                 stdin=subprocess.DEVNULL,

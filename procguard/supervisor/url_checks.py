@@ -141,7 +141,11 @@ class UrlChecks:
         self._closed = False
 
     def ask(self, worker_id: str, number: int, url: str, timeout_s: float) -> None:
-        """Have it asked as soon as a thread is free; returns at once."""
+        """Have it asked as soon as a thread is free; returns at once.
+
+        Where no thread can be had at all it is answered here, without having begun: that counts neither for
+        the worker nor against it, and the next question is asked when it is due.
+        """
         with self._changed:
             if self._questions:  # what its former life wanted to know interests nobody any more
                 self._questions = deque(each for each in self._questions if each.worker_id != worker_id)
@@ -152,8 +156,13 @@ class UrlChecks:
             try:
                 threading.Thread(target=self._work, name="procguard-url", daemon=True).start()
                 self._threads += 1
-            except RuntimeError:  # the limit on threads: the question waits for one that comes back
+                return
+            except RuntimeError:  # the limit on threads
                 _log.warning("No thread could be started to ask %s", url)
+            if self._threads:
+                return  # the question waits for one that comes back
+            self._questions.pop()
+        self._tell(worker_id, UrlAnswered(number, False, "no thread could be started to ask"))
 
     def close(self) -> None:
         """Let the threads end when they are back; does not wait for them."""

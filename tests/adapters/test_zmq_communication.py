@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from procguard.adapters import ZMQCommunicationAdapter
-from procguard.adapters.zmq import ZmqMemberTransport
+from procguard.adapters.zmq import ZmqLighthouseTransport, ZmqMemberTransport
 from procguard.client import Heart
 from procguard.errors import UsageError
 from procguard.guard_messages import GUARD, Answer, GuardMessage
 from procguard.messages import Rejected
+from procguard.supervisor.monitor import ProcessMonitor
 from tests.adapters.test_communication_contract import DEADLINE_S, eventually
 from tests.client.fakes import hello
 
@@ -128,3 +131,93 @@ def test_too_long_arguments_are_the_callers_mistake(adapter: ZMQCommunicationAda
 def test_a_worker_has_a_name(adapter: ZMQCommunicationAdapter, worker_id: str) -> None:
     with pytest.raises(UsageError, match="worker_id is"):
         adapter.register_worker(worker_id)
+
+
+# --- a transport that breaks
+
+
+class Breaking(ZmqLighthouseTransport):
+    """The real one, until it breaks."""
+
+    broken = False
+
+    def wait(self, timeout_s: float) -> None:
+        super().wait(timeout_s)
+        if self.broken:
+            raise OSError("broken")
+
+
+class Losing:
+    """An adapter that has heard of worker a, and not of b, and may lose its transport."""
+
+    def __init__(self) -> None:
+        self.opened: list[Breaking] = []
+        self.adapter = ZMQCommunicationAdapter(port_base=0, timeout=20_000, open_transport=self._open)
+        self.beats: list[str] = []
+        self.adapter.set_heartbeat_callback(self.beats.append)
+        self.adapter.initialize()
+        for worker_id in ("a", "b"):
+            self.adapter.register_worker(worker_id)
+        with line_to(self.adapter) as line:
+            line.send(GUARD.encode(hello("a", job_id="guard")))
+            said_on(line)
+
+    def _open(self, host: str, port: int) -> Breaking:
+        self.opened.append(Breaking(host, port))
+        return self.opened[-1]
+
+    def lose(self) -> None:
+        self.opened[-1].broken = True
+        self.opened[-1].wake()
+        assert eventually(lambda: not self.adapter.connected_workers())
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Losing]:
+    monkeypatch.setattr("procguard.adapters.zmq_communication.TURN_S_MAX", 0.01)
+    made = Losing()
+    yield made
+    made.adapter.close()
+    assert not [each for each in threading.enumerate() if each.name == "procguard-workers"]
+
+
+def test_the_loss_of_the_transport_fails_nobody(losing: Losing) -> None:
+    timeout_s = 0.5
+    failed: list[str] = []
+    monitor = ProcessMonitor(heartbeat_timeout=timeout_s, zombie_detection=False)
+    monitor.set_failure_callback(failed.extend)
+    monitor.register_worker("a", {"pid": os.getpid()})
+    losing.adapter.set_heartbeat_callback(monitor.heartbeat)
+    monitor.heartbeat("a")
+    monitor.start()
+    try:
+        losing.lose()
+        until = time.monotonic() + 2 * timeout_s
+        assert eventually(lambda: failed or time.monotonic() > until)
+        assert failed == []
+    finally:
+        monitor.stop()
+
+
+def test_after_the_loss_it_beats_for_those_it_had_heard_of(losing: Losing) -> None:
+    losing.lose()
+    before = len(losing.beats)
+    assert eventually(lambda: len(losing.beats) >= before + 5)
+    assert set(losing.beats) == {"a"}
+    losing.adapter.register_worker("a")  # started again, and never heard of since
+    losing.adapter.close()
+    last = len(losing.beats)
+    assert losing.adapter.send_heartbeat("a") is False
+    assert len(losing.beats) == last
+
+
+def test_after_the_loss_every_call_still_says_what_is(losing: Losing) -> None:
+    losing.lose()
+    assert "the connection to the workers is lost" in losing.adapter.request("a", "save").error
+    assert losing.adapter.environment("a")["PROCGUARD_WORKER_ID"] == "a"
+    assert losing.adapter.send_heartbeat("b") is True
+    losing.adapter.initialize()
+    with line_to(losing.adapter) as line:
+        line.send(GUARD.encode(hello("b", job_id="guard")))
+        said_on(line)
+    assert losing.adapter.connected_workers() == ["b"]

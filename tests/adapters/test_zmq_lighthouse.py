@@ -40,6 +40,7 @@ from procguard.messages import (
     Snapshot,
     SnapshotRequest,
 )
+from procguard.supervisor.monitor import ProcessMonitor
 from tests.adapters.test_communication_contract import eventually
 from tests.job import Job
 
@@ -72,6 +73,8 @@ class FakeLine:
         self.news = threading.Condition()
         self.jobs: tuple[JobView, ...] = ()
         self.answers = True
+        self.uptime_s = 100.0
+        self.breaks = False
         self.published: list[bytes] = []
         self.incoming: list[bytes] = []
         self.asked = 0
@@ -94,10 +97,12 @@ class FakeLine:
         with self.news:
             self.asked += 1
             if self.answers:
-                self.incoming.append(encode(Snapshot(7, 1.0, SETTINGS, self.jobs, ())))
+                self.incoming.append(encode(Snapshot(7, self.uptime_s, SETTINGS, self.jobs, ())))
         return True
 
     def wait(self, timeout_s: float, fds: Iterable[int] = ()) -> list[int]:
+        if self.breaks:
+            raise OSError("broken")
         with self.news:
             self.news.wait_for(lambda: self.incoming or self.published, min(timeout_s, 0.005))
         return list(fds)[:0]
@@ -251,7 +256,7 @@ def test_a_member_may_have_another_name_than_the_worker(monkeypatch: pytest.Monk
             "REPLICA_ID": "group-0",
         }
         assert adapter.environment("b")["REPLICA_ID"] == "b"
-    assert "PROCGUARD_JOB_ID" not in LighthouseAdapter().environment("a")
+    assert LighthouseAdapter().environment("a")["PROCGUARD_JOB_ID"] == "default"
 
 
 def test_the_ranks_of_a_group_may_be_workers_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +291,101 @@ def test_no_lighthouse_is_said_once_and_looked_for(
 def test_what_cannot_be_is_said_at_the_start(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"communication\.adapter_config: "):
         LighthouseAdapter(**wrong).initialize()
+
+
+# --- a lighthouse that does not answer
+
+
+def goes_on_beating(watched: Watched) -> bool:
+    before = len(watched.beats)
+    return bool(eventually(lambda: len(watched.beats) >= before + 10))
+
+
+def told_after(watched: Watched) -> set[str]:
+    """Whose beats come from here on."""
+    before = len(watched.beats)
+    assert goes_on_beating(watched)
+    return set(watched.beats[before:])
+
+
+def falls_silent(line: FakeLine) -> None:
+    with line.news:
+        line.answers = False
+        line.incoming.clear()
+
+
+def test_an_outage_of_the_lighthouse_fails_nobody(watched: Watched) -> None:
+    timeout_s = 0.5
+    failed: list[str] = []
+    monitor = ProcessMonitor(heartbeat_timeout=timeout_s, zombie_detection=False)
+    monitor.set_failure_callback(failed.extend)
+    monitor.register_worker("a", {"pid": os.getpid()})
+    watched.adapter.set_heartbeat_callback(monitor.heartbeat)
+    watched.line.knows(job(member("a", beat_age_s=0.0)))
+    monitor.start()
+    try:
+        falls_silent(watched.line)
+        until = time.monotonic() + 2 * timeout_s
+        assert eventually(lambda: failed or time.monotonic() > until)
+        assert failed == []
+    finally:
+        monitor.stop()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_it_beats_for_those_that_were_well_while_nobody_can_tell(watched: Watched, broken: bool) -> None:
+    watched.adapter.register_worker("c")
+    over = member("b", state=MemberState.FAILED)
+    watched.line.knows(job(member("a"), over, member("c", state=MemberState.SUSPECT)))
+    falls_silent(watched.line)
+    watched.line.breaks = broken
+    assert goes_on_beating(watched)
+    assert told_after(watched) == {"a", "c"}
+
+
+def test_who_was_started_again_meanwhile_is_not_beaten_for(watched: Watched) -> None:
+    watched.line.knows(job(member("a"), member("b")))
+    falls_silent(watched.line)
+    assert goes_on_beating(watched)
+    watched.adapter.register_worker("a")
+    watched.line.knows()  # a look that had begun is over
+    assert told_after(watched) == {"b"}
+
+
+def test_a_process_that_is_gone_is_not_beaten_for(watched: Watched) -> None:
+    own = this_process()
+    gone = own._replace(start_time=own.start_time + 1)
+    watched.line.knows(job(member("a", process=gone), member("b", process=own)))
+    falls_silent(watched.line)
+    assert goes_on_beating(watched)
+    assert told_after(watched) == {"b"}
+
+
+def test_an_answer_ends_the_doubt(watched: Watched) -> None:
+    watched.line.knows(job(member("a"), member("b")))
+    falls_silent(watched.line)
+    assert goes_on_beating(watched)
+    watched.line.answers = True
+    watched.line.knows(job(member("b")))
+    assert told_after(watched) == {"b"}
+
+
+def test_a_lighthouse_that_has_just_started_waits_for_its_members(watched: Watched) -> None:
+    watched.line.knows(job(member("a"), member("b")))
+    watched.line.uptime_s = 0.1
+    watched.line.knows(job(member("b", state=MemberState.FAILED)))
+    assert told_after(watched) == {"a"}
+    falls_silent(watched.line)
+    assert told_after(watched) == {"a"}
+
+
+def test_without_its_transport_nobody_is_ready_or_connected_and_nothing_hangs(watched: Watched) -> None:
+    watched.line.knows(job(member("a"), quorum=["a"]))
+    watched.line.breaks = True
+    assert eventually(lambda: watched.adapter.connected_workers() == [])
+    for _ in range(1000):
+        assert watched.adapter.wait_ready(["a"], 0.0) is False
+    assert watched.adapter.send_heartbeat("a") is True
 
 
 # --- a quorum

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from procguard.errors import UsageError
-from procguard.supervisor.health_words import UrlAnswered, UrlBegun
+from procguard.supervisor.health_words import UrlAnswered, UrlBegun, UrlRule
 from procguard.supervisor.url_checks import UrlChecks, ask, checked_url
+from procguard.supervisor.url_patience import UrlPatience
 from tests.supervisor.programs import until
 
 
@@ -196,5 +197,59 @@ def test_one_after_the_other_needs_one_thread() -> None:
             until(lambda number=number: "w" in answers.answered and answers.answered["w"].number == number)
             until(lambda: checks._idle == 1)
         assert checks._threads == 1
+    checks.close()
+    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+
+
+class NoThread(threading.Thread):
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_without_any_thread_a_question_is_answered_and_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = Answers()
+    checks = UrlChecks(answers)
+    patience = UrlPatience(UrlRule(interval_s=5.0, timeout_s=2.0, failures_max=1), now=0.0)
+    with server(saying(b"HTTP/1.1 200 OK\r\n\r\n")) as url:
+        first = patience.next(0.0)
+        assert first is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("procguard.supervisor.url_checks.threading.Thread", NoThread)
+            checks.ask("w", first, url, 30.0)
+        assert answers.answered["w"] == UrlAnswered(first, False, "no thread could be started to ask")
+        assert patience.answered(answers.answered["w"], counts=True) is None
+        assert patience.failures == 0
+        second = patience.next(5.0)
+        assert second is not None
+        checks.ask("w", second, url, 30.0)
+        until(lambda: answers.answered["w"].number == second)
+        assert answers.answered["w"].good
+        assert answers.begun == ["w"]
+    checks.close()
+    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+
+
+def test_without_another_thread_a_question_waits_for_the_one_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers, free = Answers(), threading.Event()
+
+    def wait(connection: socket.socket, _: bytes) -> None:
+        free.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    checks = UrlChecks(answers)
+    with server(wait) as url:
+        checks.ask("a", 1, url, 30.0)
+        until(lambda: answers.begun == ["a"])
+        with monkeypatch.context() as patched:
+            patched.setattr("procguard.supervisor.url_checks.threading.Thread", NoThread)
+            checks.ask("b", 2, url, 30.0)
+        assert answers.answered == {}
+        free.set()
+        until(lambda: len(answers.answered) == 2)
+        assert answers.answered["b"].good
     checks.close()
     until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
