@@ -37,6 +37,7 @@ from procguard.supervisor.chain import OutcomeKind, RecoveryOutcome
 from procguard.supervisor.chronicle import Chronicle
 from procguard.supervisor.commands import GuardCommands
 from procguard.supervisor.control import ControlServer
+from procguard.supervisor.crew import FOLDER_SUFFIX
 from procguard.supervisor.end import end_of
 from procguard.supervisor.exits import ExitKind, StopReason, WorkerState
 from procguard.supervisor.health_words import HealthStatus
@@ -59,8 +60,6 @@ NAMES_TOLD_MAX = 5
 LOOK_INTERVAL_S = 5.0
 STOP_BEGINS_S = 1.0
 STOP_POLL_S = 0.001
-FOLDER_SUFFIX = ".d"
-"""The guard's folder beside its state file: records, logs, failure reports."""
 
 
 class ProcGuard:
