@@ -590,7 +590,9 @@ def test_a_guard_that_ignores_signals_has_workers_that_hear_them(tmp_path: Path)
         guard.start(at=["sh", "-c", 'trap "" INT QUIT HUP; exec "$@"', "sh"])
         pid = guard.until_running("a")["a"]
         ignored = next(line for line in lines(Path(f"/proc/{pid}/status")) if line.startswith("SigIgn"))
-        assert int(ignored.split()[1], 16) == 0
+        # Those that can be ignored by a program: two of the numbers are glibc's own.
+        known = sum(1 << (number - 1) for number in signal.valid_signals())
+        assert int(ignored.split()[1], 16) & known == 0
         guard.signal(signal.SIGINT)
         assert guard.ask("stop", ids=["a"], force=False) == {"a": True}
         assert guard.workers()["a"]["last_exit"]["kind"] == "operator"

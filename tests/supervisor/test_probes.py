@@ -46,7 +46,7 @@ def test_the_tree_has_its_childrens_cpu_and_the_root_has_it_not() -> None:
 
 
 def test_the_cpu_of_children_that_have_ended_is_the_roots() -> None:
-    busy = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
+    busy = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     with process(f"{sys.executable} -S -c '{busy}'; read x", python=False) as shell:
         probe = probes.Probe(shell.pid)
         until(lambda: cpu_s(probe) >= 0.2)
