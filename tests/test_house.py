@@ -79,6 +79,7 @@ ROOMS = {
     "adapters.communication": "port",
     "adapters.memory": "adapter",
     "adapters.memory_communication": "adapter",
+    "adapters.process_group": "port",
     "adapters.scheduling": "adapter",
     "adapters.torch": "door",
     "adapters.torch_backends": "adapter",

@@ -15,12 +15,11 @@ import os
 import socket
 import struct
 import weakref
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
+from procguard.adapters.process_group import Place
 from procguard.errors import ProtocolError, UsageError
-from procguard.messages import QuorumId
 
 VERSION = 1
 _MAGIC = b"PGRING\r\n"
@@ -29,17 +28,8 @@ _BACKLOG = 128
 _WAKE_BYTES_MAX = 4096
 
 
-@dataclass(frozen=True)
-class Place:
+class RingPlace(Place):
     """One rank's place in the ring of one quorum."""
-
-    quorum_id: int
-    rank: int
-    handles: tuple[str, ...]
-
-    @property
-    def world_size(self) -> int:
-        return len(self.handles)
 
     @property
     def successor(self) -> int:
@@ -155,8 +145,3 @@ class Ear:
         if len(self._heard) < _GREETING.size:
             return None
         return Greeting(*_GREETING.unpack(self._heard)[1:])
-
-
-def shown(quorum_id: int) -> str:
-    """A packed quorum id as the lighthouse's log shows it."""
-    return str(QuorumId.of_packed(quorum_id))

@@ -31,12 +31,11 @@ from procguard.adapters.collective_links import (
     Greeting,
     Kind,
     Links,
-    Place,
+    RingPlace,
     close_link,
     drain,
     greet,
     own,
-    shown,
     split_handle,
 )
 from procguard.errors import CollectiveError, ProtocolError
@@ -58,7 +57,7 @@ def _forget(selector: selectors.BaseSelector, sock: socket.socket) -> None:
 class _Call:
     """The outgoing side: one call to the successor, repeated until it is answered."""
 
-    def __init__(self, place: Place, selector: selectors.BaseSelector) -> None:
+    def __init__(self, place: RingPlace, selector: selectors.BaseSelector) -> None:
         self.place = place
         self._selector = selector
         self._name = place.name(place.successor)
@@ -136,7 +135,7 @@ class _Call:
             raise self._failed(f"{self._name} refuses connections: its process has ended or shut down")
 
     def _failed(self, reason: str) -> CollectiveError:
-        return CollectiveError(f"quorum {shown(self.place.quorum_id)}: {reason}", self.place.quorum_id)
+        return CollectiveError(f"{self.place}: {reason}", self.place.quorum_id)
 
     def close(self) -> None:
         if self.sock is not None:
@@ -162,13 +161,13 @@ class _Reception:
         self._listener = listener
         self._selector = selector
         self._callers: list[_Caller] = []  # in order of arrival
-        self._place: Place | None = None  # of the latest quorum, whether it goes on or not
+        self._place: RingPlace | None = None  # of the latest quorum, whether it goes on or not
         self._accept_at = math.inf
         self._is_open = False
         self.predecessor: socket.socket | None = None
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
-    def expect(self, place: Place) -> None:
+    def expect(self, place: RingPlace) -> None:
         """From now on look for the predecessor in ``place``, first among those who came early."""
         self._place = place
         self._is_open = place.world_size > 1
@@ -251,7 +250,7 @@ class _Reception:
         self.predecessor = caller.sock
         self._selector.modify(caller.sock, selectors.EVENT_READ, partial(self._watch, caller.sock, place))
 
-    def _watch(self, sock: socket.socket, place: Place) -> None:
+    def _watch(self, sock: socket.socket, place: RingPlace) -> None:
         """The predecessor is readable before the ring is complete: its first operation, or its end."""
         try:
             is_alive = bool(sock.recv(1, socket.MSG_PEEK))
@@ -259,7 +258,7 @@ class _Reception:
             is_alive = False
         if not is_alive:
             name = place.name(place.predecessor)
-            message = f"quorum {shown(place.quorum_id)}: {name} left while the ring was being formed"
+            message = f"{place}: {name} left while the ring was being formed"
             raise CollectiveError(message, place.quorum_id)
         self._selector.unregister(sock)
 
@@ -278,7 +277,7 @@ class Rendezvous:
         self._reception = _Reception(listener, self._selector)
         self._call: _Call | None = None
 
-    def begin(self, place: Place) -> None:
+    def begin(self, place: RingPlace) -> None:
         """Start to form the ring of ``place``; ``poll`` goes on with it."""
         self.end()
         self._reception.expect(place)

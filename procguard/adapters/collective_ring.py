@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from procguard.adapters.collective_links import Links, Place, close_link, drain, shown
+from procguard.adapters.collective_links import Links, RingPlace, close_link, drain
 from procguard.errors import CollectiveError, CollectiveTimeout, UsageError
 
 DTYPES = tuple(np.dtype(name) for name in ("float16", "float32", "float64", "int32", "int64"))
@@ -80,7 +80,7 @@ class Ring:
     """The links of one formed ring, and the collective that runs over them."""
 
     def __init__(
-        self, place: Place, links: Links, wake: socket.socket, error: Callable[[], CollectiveError | None]
+        self, place: RingPlace, links: Links, wake: socket.socket, error: Callable[[], CollectiveError | None]
     ) -> None:
         self._place = place
         self._predecessor, self._successor = links
@@ -204,7 +204,7 @@ class Ring:
         close_link(self._successor)
 
     def _operation(self) -> str:
-        return f"allreduce {self._sequence} of quorum {shown(self._place.quorum_id)}"
+        return f"allreduce {self._sequence} of {self._place}"
 
     def _lost_successor(self) -> CollectiveError:
         # Of two ranks it is the predecessor as well, and what it sent before it left may say why.

@@ -17,31 +17,20 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
-from procguard.adapters.collective_links import Place, own
+from procguard.adapters.collective_links import RingPlace, own
 from procguard.adapters.collective_rendezvous import Rendezvous
 from procguard.adapters.collective_ring import Payload, Ring
-from procguard.errors import CollectiveError, UsageError
+from procguard.adapters.process_group import Task, check_room, fresh
+from procguard.errors import CollectiveError
 
-TASK_COUNT_MAX = 65_536  # each holds a copy of its buffers: more is a loop that never waits
 _log = logging.getLogger(__name__)
-
-
-class Task:
-    """What the thread owes to a caller: a collective or, without payload, the formed ring."""
-
-    def __init__(self, payload: Payload | None = None) -> None:
-        self.payload = payload
-        self.future: Future[Any] = Future()
-        self.future.set_running_or_notify_cancel()  # a caller's cancel() must not settle it behind our back
 
 
 class Quorum:
     """One configured quorum: its tasks in call order, and the error that ended it."""
 
-    def __init__(self, place: Place, wake: Callable[[], None], timeout_s: float) -> None:
+    def __init__(self, place: RingPlace, wake: Callable[[], None], timeout_s: float) -> None:
         self.place = place
         self.timeout_s = timeout_s
         """Bounds each collective."""
@@ -56,24 +45,23 @@ class Quorum:
         with self._lock:
             error = self.error
             if error is None:
-                if len(self._tasks) >= TASK_COUNT_MAX:
-                    raise UsageError(f"{TASK_COUNT_MAX} collectives are in flight; wait for some of them")
+                check_room(len(self._tasks))
                 self._tasks.append(task)
         if error is None:
             self._wake()
         else:
-            task.future.set_exception(_fresh(error))
+            task.future.set_exception(fresh(error))
 
     def end(self, error: CollectiveError) -> None:
         """Fail every task with ``error``, now and from now on. The first error stays."""
         with self._lock:
             if self.error is not None:
                 return
-            self.error = _fresh(error)
+            self.error = fresh(error)
             doomed = list(self._tasks)
             self._tasks.clear()
         for task in doomed:
-            task.future.set_exception(_fresh(error))
+            task.future.set_exception(fresh(error))
         self._wake()
 
     def head(self) -> Task | None:
@@ -88,11 +76,6 @@ class Quorum:
                 return False
             self._tasks.popleft()
             return True
-
-
-def _fresh(error: CollectiveError) -> CollectiveError:
-    """The same error without its traceback, whose frames would keep sockets and gradients alive."""
-    return type(error)(str(error), error.quorum_id)
 
 
 class Worker:

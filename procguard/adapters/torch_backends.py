@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from procguard.adapters.process_group import Place
 from procguard.adapters.torch_payload import Payload
-from procguard.adapters.torch_quorum import Place, first_line
+from procguard.adapters.torch_quorum import first_line
 from procguard.adapters.torch_watch import Ended, Operation, Watcher
 from procguard.errors import CollectiveTimeout
 

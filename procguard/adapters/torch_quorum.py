@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import re
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
+from procguard.adapters.process_group import Place, Task, check_room, fresh
 from procguard.adapters.torch_payload import Payload
 from procguard.adapters.torch_watch import Ended
-from procguard.errors import CollectiveError, UsageError
-from procguard.messages import QuorumId
-
-TASK_COUNT_MAX = 65_536  # each holds a copy of its tensors: more is a loop that never waits
+from procguard.errors import CollectiveError
 
 
 class Backend(Protocol):
@@ -33,31 +29,6 @@ class Backend(Protocol):
     def close(self) -> None:
         """End what is in flight, if that is possible, without waiting for it."""
         ...
-
-
-@dataclass(frozen=True)
-class Place:
-    """This rank's place in a quorum."""
-
-    quorum_id: int
-    rank: int
-    handles: tuple[str, ...]
-
-    @property
-    def world_size(self) -> int:
-        return len(self.handles)
-
-    def __str__(self) -> str:
-        return f"quorum {QuorumId.of_packed(self.quorum_id)}"
-
-
-class Task:
-    """What is owed to a caller: a collective or, without payload, the connections."""
-
-    def __init__(self, payload: Payload | None = None) -> None:
-        self.payload = payload
-        self.future: Future[Any] = Future()
-        self.future.set_running_or_notify_cancel()  # a caller's cancel() must not settle it behind our back
 
 
 class Quorum:
@@ -92,8 +63,7 @@ class Quorum:
         with self._lock:
             error, backend = self.error, self._backend
             if error is None:
-                if len(self._tasks) >= TASK_COUNT_MAX:
-                    raise UsageError(f"{TASK_COUNT_MAX} collectives are in flight; wait for some of them")
+                check_room(len(self._tasks))
                 self._tasks[task] = None
                 if backend is not None:  # under the lock: the order of the calls is the order on all ranks
                     try:
@@ -144,11 +114,6 @@ class Quorum:
             task.future.set_exception(fresh(error))
         if backend is not None:
             backend.close()
-
-
-def fresh(error: CollectiveError) -> CollectiveError:
-    """The same error without its traceback, whose frames would keep connections and gradients alive."""
-    return type(error)(str(error), error.quorum_id)
 
 
 def first_line(error: BaseException) -> str:

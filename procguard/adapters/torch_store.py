@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from procguard.adapters.torch_quorum import Place, first_line
+from procguard.adapters.process_group import Place
+from procguard.adapters.torch_quorum import first_line
 from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeout, UsageError
 
 AGENT_TIMEOUT = timedelta(seconds=2)

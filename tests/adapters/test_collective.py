@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from procguard.adapters import collective_worker
-from procguard.adapters.collective import ABORTED_COUNT_MAX, RingProcessGroup
+from procguard.adapters import process_group
+from procguard.adapters.collective import RingProcessGroup
 from procguard.adapters.collective_ring import Payload, Ring
+from procguard.adapters.process_group import ABORTED_COUNT_MAX
 from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeout, UsageError
 from tests.adapters.ring_ranks import (
     DEADLINE_S,
@@ -181,7 +182,7 @@ def test_abort_is_sticky_also_before_configure(ranks: Ranks) -> None:
 
 
 def test_a_loop_that_never_waits(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collective_worker, "TASK_COUNT_MAX", 3)
+    monkeypatch.setattr(process_group, "TASK_COUNT_MAX", 3)
     first, _ = ranks.ring(2)
     for _ in range(3):
         first.allreduce([np.ones(1)])

@@ -17,8 +17,8 @@ from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeo
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'procguard[torch]'")
 
+from procguard.adapters.process_group import ABORTED_COUNT_MAX  # noqa: E402
 from procguard.adapters.torch_group import (  # noqa: E402
-    ABORTED_COUNT_MAX,
     ProcessGroupGloo,
     ProcessGroupNCCL,
     TorchProcessGroup,

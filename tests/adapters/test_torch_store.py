@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'proc
 
 from torch.distributed import HashStore, TCPStore
 
-from procguard.adapters.torch_quorum import Place
+from procguard.adapters.process_group import Place
 from procguard.adapters.torch_store import Endpoint, await_all, gather, read_handle
 
 HANDLES = tuple(f"10.0.0.{rank}:2{rank}/0123456789abcdef" for rank in range(3))
