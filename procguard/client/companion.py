@@ -115,6 +115,8 @@ class Companion:
         self._in_quorum: InQuorum | None = None
         self._over: Over | None = None
         self._closing = False
+        self._settled = threading.Event()
+        """The listener process is ready, or it is known that there is none for now."""
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._selector = selector or selectors.DefaultSelector()
@@ -157,6 +159,14 @@ class Companion:
         """Have another listener process started: this one lives and does nothing. From any thread."""
         self.call_later(0.0, self._replace)
 
+    def await_listener(self, timeout_s: float) -> None:
+        """Wait, once, for the first listener process to be ready; not for one that has ended or could not be
+        started."""
+        if self._process_post is None or self._settled.wait(timeout_s):
+            return
+        self._settled.set()
+        _log.warning("The listener process is not ready after %g s: going on, a thread beats", timeout_s)
+
     @property
     def over(self) -> Over | None:
         """What a session said of an incarnation of ours that is over, since we enrolled last."""
@@ -170,6 +180,7 @@ class Companion:
     def close(self) -> None:
         """Send all sessions home and end the failure thread."""
         self._closing = True
+        self._settled.set()
         self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_TIMEOUT_S)
@@ -226,7 +237,7 @@ class Companion:
         try:
             host = post.try_start(self._clock())
         except Exception as error:  # noqa: BLE001  # no memory, too many processes or sockets, each in its own words
-            post.put_off(self._clock())
+            self._put_off(post)
             _log.warning("The %s could not be started, trying again: %s", post.what, error)
             return
         with self._lock:
@@ -276,6 +287,7 @@ class Companion:
         elif isinstance(message, Ready):
             post.is_ready = True
             if post is self._process_post:
+                self._settled.set()
                 self._send_home(self._thread_post)  # it has done its part
 
     def _send_home(self, post: Post) -> None:
@@ -286,10 +298,15 @@ class Companion:
     def _lost(self, post: Post) -> None:
         host = self._release(post)
         assert host is not None
-        post.put_off(self._clock())
+        self._put_off(post)
         self._man_posts()  # before anything that takes time: nobody beats
         host.link.close()
         _log.warning("The %s has ended (%s): starting another", post.what, host.ended_with())
+
+    def _put_off(self, post: Post) -> None:
+        post.put_off(self._clock())
+        if post is self._process_post:
+            self._settled.set()
 
     def _replace(self) -> None:
         post = self._process_post
@@ -297,7 +314,7 @@ class Companion:
             return
         pid = post.host.pid
         self._send_home(post)
-        post.put_off(self._clock())
+        self._put_off(post)
         self._man_posts()
         _log.warning("The listener process (pid %s) did not beat: starting another", pid)
 

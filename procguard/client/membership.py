@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 TOKEN_BYTES = 16
 LEAVE_TIMEOUT_S = 2.0
+LISTENER_PATIENCE_S = 5.0
+"""The first quorum waits so long for the listener process. Half a second is much, even on a crowded machine."""
 LAST_WORDS_MAX = 300
 
 
@@ -147,11 +149,15 @@ class Membership:
     def quorum(self, asks: Participant, timeout_s: float) -> Quorum:
         """Take part in the next quorum, with all the ranks of our group.
 
+        Nobody trains before its witness is there, or the first crashes, the likeliest of all, would be told
+        late and without their cause.
+
         Raises:
             QuorumTimeout, LighthouseRejected: there is none, and why.
             ReplicaGroupLost: another rank of our group has ended.
         """
         assert self._companion is not None
+        self._companion.await_listener(min(LISTENER_PATIENCE_S, timeout_s))
         if self._group is not None:
             formed = self._group.quorum(asks, self._client.epoch, timeout_s)
             quorum, epoch = formed.quorum, formed.epoch

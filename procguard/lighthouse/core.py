@@ -365,8 +365,14 @@ class Core:
         elif timer is Timer.STOPPED:
             self.roster.end_rank(subject, Trigger.STOPPED, Cause(CauseKind.STOPPED), now)
         elif timer is Timer.STALLED:
-            text = f"none for {subject.progress_timeout_s:g} s in {subject.phase.name.lower()}"
-            self.roster.end_rank(subject, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
+            self._end_stalled(subject, now)
+
+    def _end_stalled(self, slot: Slot, now: float) -> None:
+        if slot.stopped:  # the reason why it gets nowhere, and the shorter patience was for progress
+            self.roster.end_rank(slot, Trigger.STOPPED, Cause(CauseKind.STOPPED), now)
+            return
+        text = f"none for {slot.progress_timeout_s:g} s in {slot.phase.name.lower()}"
+        self.roster.end_rank(slot, Trigger.STALLED, Cause(CauseKind.STALLED, text=text), now)
 
     def _beacon(self, now: float) -> None:
         """Tell listeners what they should have heard, and waiters why they wait."""

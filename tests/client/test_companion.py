@@ -276,6 +276,33 @@ def test_a_host_that_cannot_be_started_is_tried_again_later(
     assert len(stage.failures) == 2, "now it waits"
 
 
+@pytest.mark.parametrize("news", ["ready", "ended", "not started"])
+def test_who_waits_for_the_listener_goes_on_when_there_is_news_of_it(
+    stage: Stage, news: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if news == "not started":
+        stage.failures = [OSError("too many processes")] * 2
+    stage.begin()
+    if news == "ready":
+        stage.processes[0].session.send(Ready())
+    elif news == "ended":
+        stage.processes[0].end()
+    stage.turns()
+    stage.companion.await_listener(0.0)
+    assert "is not ready" not in caplog.text
+
+
+def test_who_waits_for_the_listener_in_vain_goes_on_and_says_so_once(
+    stage: Stage, threaded: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.begin()
+    threaded.begin().companion.await_listener(0.0)
+    assert "is not ready" not in caplog.text, "there will be none"
+    for _ in range(2):
+        stage.companion.await_listener(0.0)
+    assert caplog.text.count("listener process is not ready after 0 s") == 1
+
+
 # --- what they are told -------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from procguard import codec
 from procguard.adapters.zmq_ranks import ZmqRankServer
 from procguard.client.link import Link, link_pair
-from procguard.client.link_words import Enrol, Farewell, InQuorum, LastWords, LinkMessage
+from procguard.client.link_words import Enrol, Farewell, InQuorum, LastWords, LinkMessage, Ready
 from procguard.client.membership import LAST_WORDS_MAX, Identity, Membership, this_process
 from procguard.client.witness import Board, LifeLine
 from procguard.errors import LighthouseRejected, ReplicaGroupLost
@@ -119,6 +119,7 @@ class Stage:
 
     def _start_process(self, life_line: LifeLine) -> FakeListener:
         self.listeners.append(FakeListener(life_line))
+        self.listeners[-1].session.send(Ready())
         self._started.set()
         return self.listeners[-1]
 

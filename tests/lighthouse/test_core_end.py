@@ -273,6 +273,16 @@ class TestStalled:
         story.advance(60.0)
         assert story.state("a") is ALIVE
 
+    def test_of_a_process_that_is_stopped_it_is_said_that_it_is(self) -> None:
+        """Whichever patience ends first."""
+        story = Story()
+        a = story.join("a", progress_timeout_s=0.3)
+        a.phase = Phase.COMPUTE
+        story.beat("a")
+        a.stopped = True
+        story.advance(0.5)
+        story.expect_notice("a", CauseKind.STOPPED)
+
     def test_off_by_default(self) -> None:
         story = Story()
         story.join("a").phase = Phase.COMPUTE
