@@ -102,72 +102,42 @@ def _report(outcome: Mapping[str, bool], done: str, not_done: str, json_wanted: 
         raise SystemExit(1)
 
 
+def _change(verb: str, done: str, not_done: str, given: dict[str, Any], **how: object) -> None:
+    """Ask for it and tell how it went; ``given`` is what ``_changes_workers`` takes from the command line."""
+    ids = _chosen(verb, given["names"], given["everybody"])
+    with _client(find_guard(given["config"], given["socket"]), given["timeout"]) as client:
+        outcome = client.ask(verb, ids=ids, **how)
+    _report(outcome, done, not_done, given["json_wanted"])
+
+
+def _changes_workers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which workers, of which guard, and how the outcome is told."""
+    for option in (_timeout_flag(CHANGE_TIMEOUT_S), _json_flag, guard_flags, _all_flag, _names):
+        command = option(command)
+    return command
+
+
 @click.command()
-@_names
-@_all_flag
-@guard_flags
-@_json_flag
-@_timeout_flag(CHANGE_TIMEOUT_S)
-def start(
-    names: tuple[str, ...],
-    *,
-    everybody: bool,
-    config: str | None,
-    socket: str | None,
-    json_wanted: bool,
-    timeout: str,
-) -> None:
+@_changes_workers
+def start(**given: Any) -> None:
     """Start workers, also those that have given up. One that runs goes on as it is."""
-    ids = _chosen("start", names, everybody)
-    with _client(find_guard(config, socket), timeout) as client:
-        outcome = client.ask("start", ids=ids)
-    _report(outcome, "runs", "does not run; `procguard status` says why", json_wanted)
+    _change("start", "runs", "does not run; `procguard status` says why", given)
 
 
 @click.command()
-@_names
-@_all_flag
+@_changes_workers
 @click.option("--force", is_flag=True, help="With SIGKILL at once, without the worker's stop_timeout.")
-@guard_flags
-@_json_flag
-@_timeout_flag(CHANGE_TIMEOUT_S)
-def stop(
-    names: tuple[str, ...],
-    *,
-    everybody: bool,
-    force: bool,
-    config: str | None,
-    socket: str | None,
-    json_wanted: bool,
-    timeout: str,
-) -> None:
+def stop(*, force: bool, **given: Any) -> None:
     """Stop workers and all that they have started. They stay down until they are started."""
-    ids = _chosen("stop", names, everybody)
-    with _client(find_guard(config, socket), timeout) as client:
-        outcome = client.ask("stop", ids=ids, force=force)
-    _report(outcome, "stopped", "not all of it has ended; `procguard status` says why", json_wanted)
+    not_done = "not all of it has ended; `procguard status` says why"
+    _change("stop", "stopped", not_done, given, force=force)
 
 
 @click.command()
-@_names
-@_all_flag
-@guard_flags
-@_json_flag
-@_timeout_flag(CHANGE_TIMEOUT_S)
-def restart(
-    names: tuple[str, ...],
-    *,
-    everybody: bool,
-    config: str | None,
-    socket: str | None,
-    json_wanted: bool,
-    timeout: str,
-) -> None:
+@_changes_workers
+def restart(**given: Any) -> None:
     """Stop workers and start them again. That does not count as one of their max_restarts."""
-    ids = _chosen("restart", names, everybody)
-    with _client(find_guard(config, socket), timeout) as client:
-        outcome = client.ask("restart", ids=ids)
-    _report(outcome, "runs anew", "does not run; `procguard status` says why", json_wanted)
+    _change("restart", "runs anew", "does not run; `procguard status` says why", given)
 
 
 def kill_workers(

@@ -106,6 +106,7 @@ class RecoveryConfig(_Section):
     stop_all_on_failure: bool = True
     task_reassignment: bool = False
     recovery_timeout: PositiveSeconds = 300.0
+    """For one attempt."""
     max_recovery_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
 
 

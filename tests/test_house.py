@@ -43,26 +43,27 @@ class Layer:
 
 ANY = Anything()
 LAYERS = {
+    "kernel": Layer(),  # what the operating system says, for all who ask it
     "noun": Layer(third_party=("msgpack",)),  # the words all others speak
     "pure": Layer(own_folder=("pure",), pure=True),  # decisions
     "model": Layer(own_folder=("model",), third_party=("pydantic", "pydantic_core")),  # validated settings
     "port": Layer(),  # the shape of an adapter: a shell holds one without knowing which
     "shell": Layer(  # loops
-        own_folder=("pure", "shell"), anywhere=("noun", "model", "port"), third_party=ANY
+        own_folder=("pure", "shell"), anywhere=("noun", "kernel", "model", "port"), third_party=ANY
     ),
-    "adapter": Layer(anywhere=("noun", "port"), third_party=ANY),  # the outside world
+    "adapter": Layer(anywhere=("noun", "kernel", "port"), third_party=ANY),  # the outside world
     "door": Layer(  # where people come in and the rest is wired
         own_folder=("pure", "shell", "door"),
-        anywhere=("noun", "model", "port", "adapter", "door"),
+        anywhere=("noun", "kernel", "model", "port", "adapter", "door"),
         third_party=ANY,
     ),
     "bridge": Layer(  # another library's classes, made of our rooms: like a door, among the adapters
         own_folder=("pure", "bridge"),
-        anywhere=("noun", "model", "port", "pure", "shell", "adapter", "door"),
+        anywhere=("noun", "kernel", "model", "port", "pure", "shell", "adapter", "door"),
         third_party=ANY,
     ),
     "stage": Layer(  # the simulator: sets lighthouse and client, as they are, before a world of its own
-        own_folder=("stage",), anywhere=("noun", "port", "pure", "shell"), third_party=("click",)
+        own_folder=("stage",), anywhere=("noun", "kernel", "port", "pure", "shell"), third_party=("click",)
     ),
 }
 
@@ -183,6 +184,7 @@ ROOMS = {
     "guard_messages": "noun",
     "guard_view": "door",
     "guard_watch": "door",
+    "kernel": "kernel",
     "keys": "door",
     "kill": "door",
     "lighthouse.__init__": "door",
@@ -266,7 +268,7 @@ ROOMS = {
     "supervisor.ready_workers": "shell",
     "supervisor.records": "shell",
     "supervisor.recovery": "shell",
-    "supervisor.recovery_settings": "model",
+    "supervisor.recovery_settings": "shell",
     "supervisor.reports": "shell",
     "supervisor.restarts": "pure",
     "supervisor.stacks": "shell",
@@ -568,6 +570,7 @@ def test_a_listener_loads_its_own_rooms_zmq_and_msgpack_only() -> None:
         "codec",
         "codec_glances",
         "errors",
+        "kernel",
         "client",
         "adapters",
         "adapters.base",

@@ -29,6 +29,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from procguard import kernel
 from procguard.adapters.base import MemberTransport
 from procguard.adapters.communication import (
     CommandAnswer,
@@ -438,14 +439,13 @@ class LighthouseAdapter(CommunicationAdapter):
 
 def living_here(process: Process) -> bool:
     """Whether a process lives, where that can be told: of this machine and boot. Others are taken to."""
+    boot = kernel.boot_id()
+    if not boot or not process.start_time or (process.host, process.boot_id) != (socket.gethostname(), boot):
+        return True
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        if not process.start_time or (process.host, process.boot_id) != (socket.gethostname(), boot):
-            return True
-        stat = Path(f"/proc/{process.pid}/stat").read_bytes()
+        stat = kernel.read_stat(process.pid)
     except FileNotFoundError:
         return False
     except (OSError, ValueError):
         return True
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return fields[0] not in (b"Z", b"X") and int(fields[19]) == process.start_time
+    return stat.letter not in "ZX" and stat.start_ticks == process.start_time

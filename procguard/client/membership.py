@@ -21,9 +21,9 @@ from procguard.client.group_client import GroupClient
 from procguard.client.hosts import Host, ListenerThread
 from procguard.client.lighthouse_client import LighthouseClient
 from procguard.client.link_words import Enrol, InQuorum, LastWords
-from procguard.client.proc_stat import boot_id, read_stat
 from procguard.client.witness import LifeLine
 from procguard.errors import ReplicaGroupLost
+from procguard.kernel import boot_id, read_stat
 from procguard.messages import (
     Cause,
     Claim,
@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 TOKEN_BYTES = 16
 LEAVE_TIMEOUT_S = 2.0
 LISTENER_PATIENCE_S = 5.0
-"""The first quorum waits so long for the listener process. Half a second is much, even on a crowded machine."""
+"""The first quorum waits so long for the listener process; on a crowded machine that takes half a second."""
 LAST_WORDS_MAX = 300
 
 
@@ -270,6 +270,6 @@ class Membership:
 def this_process() -> Process:
     """This process, as no other on any boot of any machine is called."""
     try:
-        return Process(socket.gethostname(), boot_id(), os.getpid(), read_stat(os.getpid()).start_time_ticks)
+        return Process(socket.gethostname(), boot_id(), os.getpid(), read_stat(os.getpid()).start_ticks)
     except OSError:  # no /proc
         return Process(socket.gethostname(), "", os.getpid(), 0)

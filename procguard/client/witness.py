@@ -39,8 +39,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-from procguard.client.proc_stat import ProcEntry, ProcStat, reaped_exit_status
+from procguard.client.proc_stat import ProcEntry
 from procguard.client.robust_mutex import MUTEX_BYTES, RobustMutex, map_shared
+from procguard.kernel import ProcStat, reaped_exit_status
 
 _log = logging.getLogger(__name__)
 
@@ -242,7 +243,7 @@ class Witness:
             return self._ask_pidfd()
         try:
             stat = self._entry.stat()
-            self._exit_status_hidden |= not stat.permitted
+            self._exit_status_hidden |= stat.exit_status is None
             if stat.exiting:
                 return TrainerState(stat.letter, death=Death.of_exit_status(self._exit_status_of(stat)))
             if self._entry.core_dumping():

@@ -20,12 +20,12 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from procguard.errors import StateError
+from procguard.guard_config import RecoveryConfig
 from procguard.supervisor import plan, tasks
 from procguard.supervisor.crew import Crew
 from procguard.supervisor.exits import StopReason
 from procguard.supervisor.muster import Muster
 from procguard.supervisor.plan import Decision, Journal, Step
-from procguard.supervisor.recovery_settings import RecoverySettings
 from procguard.supervisor.restarts import delay_after
 from procguard.supervisor.state import StateManager, book_of, with_book, with_workers
 from procguard.supervisor.state_file import Document, GaveUp, WorkerRecord
@@ -116,7 +116,7 @@ class Chain:
         state: StateManager,
         crew: Crew,
         muster: Muster,
-        settings: RecoverySettings,
+        settings: RecoveryConfig,
         *,
         checkpoint: Checkpoints | None,
         wait_ready: WaitReady | None,

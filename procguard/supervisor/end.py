@@ -10,7 +10,7 @@ from procguard.supervisor.state_file import LEFT_OUT_FINISHED, WorkerRecord
 from procguard.supervisor.worker_events import WorkerStatus
 from procguard.worker_config import WorkerConfig
 
-_OVER = (WorkerState.FINISHED, WorkerState.FAILED, WorkerState.EXHAUSTED)
+_OVER = (WorkerState.FINISHED, WorkerState.FAILED)
 """An operator's stop is not among them: whoever stopped a worker may start it again."""
 
 _AT_REST = (WorkerState.STOPPED, WorkerState.FINISHED, WorkerState.FAILED)
@@ -62,7 +62,7 @@ def _may_run(status: WorkerStatus, record: WorkerRecord, restart: str, recovers:
     is_out = bool(record.left_out) or record.exhausted
     if status.state is WorkerState.FINISHED:
         return recovers and restart == "always"
-    return status.state is WorkerState.FAILED and recovers and not is_out and restart != "never"
+    return recovers and not is_out and restart != "never"
 
 
 def _had_finished(status: WorkerStatus, record: WorkerRecord) -> bool:

@@ -12,7 +12,8 @@ import signal
 from dataclasses import dataclass
 from typing import Any
 
-from procguard.supervisor import probes
+from procguard import kernel
+from procguard.supervisor import probes, procfs
 from procguard.supervisor.health_words import Ended
 
 NO_FAULT = {"clean", "operator", "watchdog", "unkillable"}
@@ -55,7 +56,7 @@ def of_pid(pid: int, pidfd: int | None = None) -> Ending:
     """How the process of this pid, which has ended, did so."""
     status = _wait_status(pid)
     if status is None and pidfd is not None:
-        status = probes.reaped_exit_status(pidfd)
+        status = kernel.reaped_exit_status(pidfd)
     defunct = probes.state_letter(pid) in ("Z", "X")
     if status is None:
         return Ending(Ended(True, "it has ended, and nobody can tell how", defunct), None)
@@ -74,10 +75,9 @@ def _wait_status(pid: int) -> int | None:
     with contextlib.suppress(OSError):
         result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if result is not None:
-            if result.si_code == os.CLD_EXITED:
-                return result.si_status << 8
-            return result.si_status | (0x80 if result.si_code == os.CLD_DUMPED else 0)
-    return probes.exit_status(pid)
+            return kernel.wait_status(result)
+    stat = procfs.read_stat(pid)
+    return stat.exit_status if stat is not None and stat.letter in "ZX" else None
 
 
 def _signal_name(number: int) -> str:

@@ -32,8 +32,6 @@ class WorkerState(str, Enum):
     """It ended by itself, with exit code 0."""
     FAILED = "failed"
     """It ended otherwise, and nothing is due."""
-    EXHAUSTED = "exhausted"
-    """It failed so often that nobody starts it again by itself."""
     UNKILLABLE = "unkillable"
     """Something of it outlives SIGKILL: a system call that does not return (state D)."""
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
+from procguard import kernel
 from procguard.supervisor import procfs
 from procguard.supervisor.records import KEY_LENGTH, RecordBook
 from procguard.supervisor.state import StateManager
@@ -56,7 +57,7 @@ def _living(worker_ids: Collection[str], state_dir: Path) -> set[str]:
     book = RecordBook(state_dir)
     keys = {book.key_of(worker_id): worker_id for worker_id in worker_ids}
     carrying = {keys[key] for key in by_key(keys.keys(), KEY_LENGTH)}
-    boot = procfs.boot_id()
+    boot = kernel.boot_id()
     recorded = set()
     for worker_id, record in book.read_all().items():
         stat = procfs.read_stat(record.pid) if record.pid is not None and record.boot_id == boot else None

@@ -29,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from procguard import kernel
 from procguard.errors import StateError, UsageError
 from procguard.supervisor import procfs, sweep
 from procguard.supervisor.exits import Exit, ExitKind, Stop, StopReason, WorkerState
@@ -364,7 +365,7 @@ class ProcessManager:
         An intent without a process may be one whose guard was killed before exec, which is when it gets its
         own environment: it is waited for, a moment.
         """
-        boot = procfs.boot_id()
+        boot = kernel.boot_id()
         records = self._book.read_all()
         for worker_id in [worker_id for worker_id, record in records.items() if record.boot_id != boot]:
             self._book.remove(worker_id)

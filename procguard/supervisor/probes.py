@@ -13,14 +13,13 @@ numbers are those of ``man 5 proc_pid_stat``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from procguard.supervisor.health_words import Usage
+from procguard.supervisor.procfs import tokens_of
 
 try:
     import psutil as _psutil
@@ -33,15 +32,7 @@ ANCESTORS_COUNT_MAX = 64
 THREADS_COUNT_MAX = 64
 """Threads of one process that a report shows."""
 _STAT_BYTES_MAX = 1024
-_ENVIRON_BYTES_MAX = 1 << 20
-
-START_TOKEN = b"PROCGUARD_START="
-"""Each start of a worker has a token of its own in its environment, and so have all its descendants."""
-
-# ioctl PIDFD_GET_INFO with struct pidfd_info (linux/pidfd.h); since Linux 6.15 it has the exit status.
-_PIDFD_GET_INFO = 0xC040FF0B
-_PIDFD_INFO = struct.Struct("=QQ11Ii")
-_PIDFD_INFO_EXIT = 1 << 3
+_STATUS_BYTES_MAX = 1 << 16
 
 _HAS_PROC = os.path.exists("/proc/self/stat")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -53,8 +44,6 @@ MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 _LETTER, _PPID, _SESSION, _RSS = 0, 1, 3, 21
 _TIMES = slice(11, 15)  # its own user and system time, and those of its children that it has waited for
 _FIELDS_WANTED = 22
-_START_CODE, _EXIT_STATUS = 23, 49
-"""A start code of 1 says that the kernel hides the exit status from us."""
 
 
 def blind_spots() -> list[str]:
@@ -133,8 +122,8 @@ def owner_of(pid: int, workers: Mapping[int, str]) -> str | None:
     for relative in lineage(pid):
         if relative in workers:
             return workers[relative]
-    token = _start_token(pid)
-    return next((name for root, name in workers.items() if token and _start_token(root) == token), None)
+    tokens = tokens_of(pid)
+    return next((name for root, name in workers.items() if tokens and tokens_of(root) == tokens), None)
 
 
 def lineage(pid: int) -> tuple[int, ...]:
@@ -147,28 +136,6 @@ def state_letter(pid: int) -> str | None:
     """The scheduler's letter for a process; None when there is no such process."""
     fields = _read_fields(pid)
     return fields[_LETTER].decode() if fields is not None else None
-
-
-def exit_status(pid: int) -> int | None:
-    """The wait status of a process that has ended and is not reaped; None where the kernel does not tell
-    us."""
-    fields = _content(f"/proc/{pid}/stat", _STAT_BYTES_MAX).rpartition(b")")[2].split()
-    if len(fields) <= _EXIT_STATUS or fields[_LETTER] not in (b"Z", b"X") or fields[_START_CODE] == b"1":
-        return None
-    return int(fields[_EXIT_STATUS])
-
-
-def reaped_exit_status(pidfd: int) -> int | None:
-    """The wait status of a process that its parent has reaped already; None where the kernel does not keep
-    it."""
-    request = bytearray(_PIDFD_INFO.size)
-    _PIDFD_INFO.pack_into(request, 0, _PIDFD_INFO_EXIT, *[0] * 13)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request)
-    except OSError:
-        return None
-    answer = _PIDFD_INFO.unpack(request)
-    return int(answer[-1]) if answer[0] & _PIDFD_INFO_EXIT else None
 
 
 def threads(pid: int) -> list[dict[str, Any]]:
@@ -205,7 +172,7 @@ def machine() -> dict[str, Any] | None:
 def catches(pid: int, signal_number: int) -> bool:
     """Whether the process has something of its own for this signal (``SigCgt``), so that it will not die of
     it."""
-    for line in _content(f"/proc/{pid}/status", _ENVIRON_BYTES_MAX).splitlines():
+    for line in _content(f"/proc/{pid}/status", _STATUS_BYTES_MAX).splitlines():
         name, _, value = line.partition(b":")
         if name == b"SigCgt":
             return bool(int(value, 16) >> (signal_number - 1) & 1)
@@ -262,11 +229,6 @@ def _children(pid: int) -> list[int]:
     for thread in _listed(f"/proc/{pid}/task"):
         found += _numbers(_content(f"/proc/{pid}/task/{thread}/children", 1 << 16).split())
     return found
-
-
-def _start_token(pid: int) -> bytes:
-    entries = _content(f"/proc/{pid}/environ", _ENVIRON_BYTES_MAX).split(b"\0")
-    return next((entry for entry in entries if entry.startswith(START_TOKEN)), b"")
 
 
 def _cpu_s(fields: list[bytes]) -> float:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from procguard import kernel
 from procguard.errors import UsageError
 from procguard.supervisor import procfs
 
@@ -67,11 +68,11 @@ class Child:
             with contextlib.suppress(OSError):  # somebody else has reaped it
                 found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is not None:
-                    return _status_of(found)
+                    return kernel.wait_status(found)
         stat = procfs.read_stat(self.pid)
         if stat and stat.ended and stat.start_ticks == self.start_ticks and stat.exit_status is not None:
             return stat.exit_status
-        return procfs.reaped_exit_status(self.pidfd)
+        return kernel.reaped_exit_status(self.pidfd)
 
     def signal(self, number: int) -> None:
         """Send a signal to this process alone."""
@@ -160,12 +161,6 @@ def _pidfd_of(pid: int) -> int:
         # It has ended, and was reaped by a program that ignores SIGCHLD or waits for any child. What stands
         # in is readable, as the pidfd of an ended process is, and knows of no status either.
         return os.eventfd(1, os.EFD_CLOEXEC)
-
-
-def _status_of(found: os.waitid_result) -> int:
-    if found.si_code == os.CLD_EXITED:
-        return int(found.si_status) << 8
-    return int(found.si_status) | (0x80 if found.si_code == os.CLD_DUMPED else 0)
 
 
 def _why_not(

@@ -4,57 +4,27 @@ A pid alone names nobody: it is given again. ``(pid, start time)`` does, until t
 a process that is not an unreaped child of its own does it through ``open_pidfd``, which makes sure of that.
 
 What cannot be read is gone or not for us. But who is out of descriptors or memory must not conclude that
-nothing lives: that is raised. Numbers are those of ``man 5 proc_pid_stat``. Standard library only; nothing
-here waits.
+nothing lives: that is raised. Nothing here waits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from procguard import kernel
+from procguard.kernel import ProcStat
 
 START_VARIABLE = "PROCGUARD_START"
 """Every worker carries it, and so does whatever descends from it: the tokens of the guards above it, each
 of one start, with ``:`` between."""
 
 _VARIABLE = START_VARIABLE.encode() + b"="
-_FIRST_FIELD = 3  # the first one after the command name, which may itself hold blanks and brackets
-_PARENT, _SESSION, _THREADS, _START_TIME, _START_CODE, _EXIT_STATUS = (
-    number - _FIRST_FIELD for number in (4, 6, 20, 22, 26, 52)
-)
-_START_CODE_HIDDEN = b"1"
-
 _OUR_OWN_WANT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-# ioctl PIDFD_GET_INFO with struct pidfd_info (linux/pidfd.h); since Linux 6.15 it has the exit status.
-_PIDFD_GET_INFO = 0xC040FF0B
-_PIDFD_INFO = struct.Struct("=QQ11Ii")
-_PIDFD_INFO_EXIT = 1 << 3
-
-
-@dataclass(frozen=True, slots=True)
-class ProcStat:
-    """One reading of ``/proc/PID/stat``; ``start_ticks`` is since boot."""
-
-    letter: str
-    threads: int
-    parent: int
-    session: int
-    start_ticks: int
-    exit_status: int | None
-    """A wait status once the process is a zombie; None where the kernel hides it."""
-
-    @property
-    def ended(self) -> bool:
-        """It is a zombie, or less, with all of its threads: it holds nothing any longer."""
-        return self.letter in "ZX" and self.threads <= 1
 
 
 def read_stat(pid: int) -> ProcStat | None:
@@ -62,16 +32,7 @@ def read_stat(pid: int) -> ProcStat | None:
     content = _read(f"/proc/{pid}/stat")
     if not content:
         return None
-    fields = content[content.rindex(b")") + 1 :].split()
-    hidden = fields[_START_CODE] == _START_CODE_HIDDEN
-    return ProcStat(
-        letter=fields[0].decode("ascii"),
-        threads=int(fields[_THREADS]),
-        parent=int(fields[_PARENT]),
-        session=int(fields[_SESSION]),
-        start_ticks=int(fields[_START_TIME]),
-        exit_status=None if hidden else int(fields[_EXIT_STATUS]),
-    )
+    return kernel.parse_stat(content)
 
 
 def tokens_of(pid: int) -> tuple[str, ...] | None:
@@ -123,27 +84,6 @@ def _raise_own_want(error: OSError) -> None:
 def all_pids() -> Iterator[int]:
     """Of every process that this /proc shows."""
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def boot_id() -> str:
-    """The random id of this boot of the machine; empty where there is no /proc."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def reaped_exit_status(pidfd: int) -> int | None:
-    """The wait status of a process that is already reaped; None where the kernel does not keep it."""
-    request = bytearray(_PIDFD_INFO.size)
-    _PIDFD_INFO.pack_into(request, 0, _PIDFD_INFO_EXIT, *[0] * 13)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request)
-    except OSError:
-        return None
-    answer = _PIDFD_INFO.unpack(request)
-    return int(answer[-1]) if answer[0] & _PIDFD_INFO_EXIT else None
 
 
 def open_pidfd(pid: int, start_ticks: int) -> int | None:

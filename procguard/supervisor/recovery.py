@@ -135,21 +135,6 @@ class FailureHandler:
         """Why nothing is recovered any more; an operator's start ends it."""
         return self._state.document.gave_up
 
-    def describe(self) -> dict[str, Any] | None:
-        """The chain under way, for people; None if there is none."""
-        journal = self._state.document.recovery
-        if journal is None:
-            return None
-        return {
-            "number": journal.number,
-            "failed": list(journal.failed),
-            "stopped": list(journal.stop),
-            "step": journal.step.value if journal.step else "done",
-            "attempt": journal.attempt,
-            "trouble": journal.trouble,
-            "started_at": journal.started_at,
-        }
-
     # --- failures
 
     def handle_failure(

@@ -1,42 +1,28 @@
-"""The keys of ``recovery``: what is done when workers fail, validated. Durations are seconds."""
+"""The keys of ``recovery`` from a mapping, for those who use the recovery without a configuration file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from procguard.errors import UsageError
-
-DAY_S = 24 * 60 * 60.0
-
-
-class RecoverySettings(BaseModel):
-    """The names are the YAML's keys; all are optional."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    enable_auto_recovery: bool = True
-    stop_all_on_failure: bool = True
-    task_reassignment: bool = False
-    recovery_timeout: Annotated[float, Field(gt=0.0, le=DAY_S, allow_inf_nan=False, strict=False)] = 300.0
-    """For one attempt."""
-    max_recovery_attempts: Annotated[int, Field(ge=1, le=1000)] = 3
+from procguard.guard_config import RecoveryConfig
 
 
-def recovery_settings(config: Mapping[str, Any] | None) -> RecoverySettings:
+def recovery_settings(config: Mapping[str, Any] | None) -> RecoveryConfig:
     """The settings of a mapping with some of the keys.
 
     Raises:
         UsageError: a key or a value that cannot be; names it and says what can.
     """
     try:
-        return RecoverySettings.model_validate(dict(config or {}))
+        return RecoveryConfig.model_validate(dict(config or {}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(RecoverySettings.model_fields)
+            known = ", ".join(RecoveryConfig.model_fields)
             raise UsageError(f"recovery.{key}: there is no such key; these are: {known}") from None
         raise UsageError(f"recovery.{key}: {first['input']!r}: {first['msg']}") from None

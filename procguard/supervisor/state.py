@@ -24,6 +24,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from procguard import kernel
 from procguard.errors import StateError, UsageError
 from procguard.supervisor import tasks
 from procguard.supervisor.restarts import Restarts
@@ -32,7 +33,6 @@ from procguard.supervisor.tasks import TaskBook
 
 _log = logging.getLogger(__name__)
 
-BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 OWN_FIELDS = frozenset({"wanted", "left_out", "exhausted", "start_due", "restarts", "tasks", "worker_id"})
 """What ``get_worker_state`` tells besides the fields that ``update_worker_state`` was given."""
 NESTING = 16
@@ -57,7 +57,7 @@ class StateManager:
     ) -> None:
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # always taken before _lock, never while holding it
-        self._boot_id = _boot_id() if boot_id is None else boot_id
+        self._boot_id = kernel.boot_id() if boot_id is None else boot_id
         self._document = Document(boot_id=self._boot_id)
         self._changes_count = 0
         self._saved_count = 0
@@ -419,10 +419,3 @@ def _short(value: Any) -> str:
     except RecursionError:
         return "what was given"
     return text if len(text) <= 60 else text[:60] + "..."
-
-
-def _boot_id() -> str:
-    try:
-        return BOOT_ID_PATH.read_text(encoding="ascii").strip()
-    except OSError:  # no /proc: then no time is ever taken for one of another boot
-        return ""

@@ -27,8 +27,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from procguard.kernel import ProcStat
 from procguard.supervisor import procfs
-from procguard.supervisor.procfs import ProcStat, read_stat, tokens_of
+from procguard.supervisor.procfs import read_stat, tokens_of
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from itertools import count
 from math import inf
 from pathlib import Path
 
+from procguard import kernel
 from procguard.errors import UsageError
 from procguard.supervisor import life, procfs
 from procguard.supervisor.exits import ExitKind, Stop, WorkerState, signal_name
@@ -297,7 +298,7 @@ class Worker:
                 undo.callback(pid_file.withdraw)
             stdout, stderr = opened.enter_context(self._opened_outputs())
             token, now = book.new_token(self._name), self._around.wall_clock()
-            intent = Record(self._name, token, procfs.boot_id(), self._config_hash(), now)
+            intent = Record(self._name, token, kernel.boot_id(), self._config_hash(), now)
             book.write(intent)
             undo.callback(book.remove, self._name)
             if config.on_supervisor_death == "kill":
@@ -380,7 +381,7 @@ class Worker:
         return Record(
             self._name,
             self._token,
-            procfs.boot_id(),
+            kernel.boot_id(),
             self._config_hash(),
             self._started_at or self._around.wall_clock(),
             child.pid,

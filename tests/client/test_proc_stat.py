@@ -10,16 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from procguard.client.proc_stat import (
-    PF_EXITING,
-    ProcEntry,
-    boot_id,
-    parse_core_dumping,
-    parse_stat,
-    pid_of,
-    read_stat,
-    reaped_exit_status,
-)
+from procguard.client.proc_stat import ProcEntry, parse_core_dumping, pid_of
+from procguard.kernel import PF_EXITING, boot_id, parse_stat, read_stat, reaped_exit_status
 
 
 def stat_line(
@@ -59,7 +51,7 @@ def await_end(child: subprocess.Popen[bytes]) -> None:
 
 def test_a_living_process() -> None:
     stat = parse_stat(stat_line())
-    assert (stat.letter, stat.start_time_ticks, stat.permitted, stat.exiting) == ("S", 109673, True, False)
+    assert (stat.letter, stat.start_ticks, stat.exit_status, stat.exiting) == ("S", 109673, 0, False)
 
 
 @pytest.mark.parametrize("command", ["a b", "evil) R 1 1", "((", "))", ""])
@@ -77,8 +69,8 @@ def test_an_exiting_process(letter: str, flags: int) -> None:
 
 
 def test_a_hidden_exit_status_is_told_from_zero() -> None:
-    assert not parse_stat(stat_line(start_code=1)).permitted
-    assert parse_stat(stat_line(start_code=0)).permitted
+    assert parse_stat(stat_line(start_code=1)).exit_status is None
+    assert parse_stat(stat_line(start_code=0)).exit_status == 0
 
 
 @pytest.mark.parametrize(
@@ -98,7 +90,7 @@ def test_the_entry_of_a_process_through_its_pidfd(child: subprocess.Popen[bytes]
     assert entry.pid == pid_of(pidfd) == child.pid
     assert not entry.stat().exiting
     assert not entry.core_dumping()
-    assert entry.stat().start_time_ticks == read_stat(child.pid).start_time_ticks
+    assert entry.stat().start_ticks == read_stat(child.pid).start_ticks
 
 
 def test_a_zombie_is_exiting_and_tells_its_status(child: subprocess.Popen[bytes], pidfd: int) -> None:

@@ -6,7 +6,7 @@ The quorum thread is real; the failure thread is the test, which calls ``hears``
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from procguard.client.replica import LOADS_MAX, Replica, Rules, WorldSizeMode
+from procguard.client.worker import Worker
 from procguard.errors import (
     CheckpointError,
     CollectiveAborted,
@@ -72,6 +73,7 @@ class Stage:
             self._load,
             lambda: self.weights,
             self._join,
+            start_worker,
         )
         if step:
             self.replica.load_state_dict({"step": step, "batches_committed": 2 * step, "committed_in": 1})
@@ -101,6 +103,21 @@ class Stage:
         """Let ``source`` have this state."""
         own = {"step": step, "batches_committed": 2 * step, "committed_in": 7}
         self.transport.states[f"checkpoint of {source}"] = {"procguard": own, "user": {"default": weights}}
+
+
+workers: list[Worker] = []
+
+
+def start_worker(name: str) -> Worker:
+    workers.append(Worker(name))
+    return workers[-1]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    while workers:
+        workers.pop().close(0.0)
 
 
 def of(number: int, *peers: Participant, own: int = 1) -> Callable[[Participant], Quorum]:

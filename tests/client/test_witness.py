@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from procguard.client import witness as witness_module
-from procguard.client.proc_stat import PF_EXITING, ProcEntry, ProcStat
+from procguard.client.proc_stat import ProcEntry
 from procguard.client.robust_mutex import RobustMutex
 from procguard.client.witness import Board, Death, LifeLine, TrainerState, Witness
+from procguard.kernel import PF_EXITING, ProcStat
 
 DEADLINE_MS = 30_000
 
@@ -343,10 +344,13 @@ def test_a_stopped_trainer_is_seen_and_is_not_dead(start_trainer: StartTrainer) 
     assert await_mutex(witness) == Death(signal=signal.SIGKILL)
 
 
-ALIVE = ProcStat("S", 0x400000, 1, exit_status=0, permitted=True)
-HIDDEN = ProcStat("S", 0x400000, 1, exit_status=0, permitted=False)
-ENDED = ProcStat("R", PF_EXITING, 1, exit_status=0, permitted=True)
-DUMPING = ProcStat("D", 0x400000, 1, exit_status=signal.SIGSEGV, permitted=True)
+def stat(letter: str, flags: int = 0x400000, exit_status: int | None = 0) -> ProcStat:
+    return ProcStat(letter, 1, 1, flags, threads=1, start_ticks=1, exit_status=exit_status)
+
+
+ALIVE, HIDDEN = stat("S"), stat("S", exit_status=None)
+ENDED = stat("R", PF_EXITING)
+DUMPING = stat("D", exit_status=signal.SIGSEGV)
 
 
 class ScriptedEntry(ProcEntry):

@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,13 +39,24 @@ STATUS = b'{"verb": "status"}\n'
 STOP = b'{"verb": "stop", "args": {"ids": ["w0"]}}\n'
 
 
+def connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(DEADLINE_S)
+    until = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            connection.connect(str(path))
+            return connection
+        except BlockingIOError:  # the backlog is full: the loop takes its time for a flood
+            assert time.monotonic() < until
+            threading.Event().wait(0.001)
+
+
 class Client:
     """Somebody at the socket."""
 
     def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(DEADLINE_S)
-        self.socket.connect(str(path))
+        self.socket = connected(path)
         self._file = self.socket.makefile("rb")
 
     def say(self, content: bytes) -> None:
@@ -351,14 +363,7 @@ def test_ten_thousand_connections_and_a_person() -> None:
         try:
             held = []
             for number in range(10_000):
-                connection = socket.socket(socket.AF_UNIX)
-                connection.settimeout(DEADLINE_S)
-                while True:
-                    try:
-                        connection.connect(str(path))
-                        break
-                    except BlockingIOError:  # the backlog is full: the loop takes its time for a flood
-                        threading.Event().wait(0.001)
+                connection = connected(path)
                 if number % 100:
                     connection.close()
                 else:

@@ -13,7 +13,7 @@ from procguard.supervisor.worker_events import WorkerStatus
 from procguard.worker_config import WorkerConfig
 
 FINISHED, FAILED = WorkerState.FINISHED, WorkerState.FAILED
-OVER = (FINISHED, FAILED, WorkerState.EXHAUSTED)
+OVER = (FINISHED, FAILED)
 
 
 def end(

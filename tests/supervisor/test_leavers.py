@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from procguard import kernel
 from procguard.supervisor import procfs
 from procguard.supervisor.leavers import forget_leavers
 from procguard.supervisor.records import Record, RecordBook
@@ -50,7 +51,7 @@ def test_one_who_lives_keeps_its_tasks(state: StateManager, tmp_path: Path, know
             stat = procfs.read_stat(process.pid)
             assert stat is not None
             if known_by == "record":
-                record = Record("b", token, procfs.boot_id(), "", 0.0, process.pid, stat.start_ticks)
+                record = Record("b", token, kernel.boot_id(), "", 0.0, process.pid, stat.start_ticks)
                 book.write(record)
             assert forget_leavers(state, ["a"], tmp_path) == []
             assert state.tasks_of("b") == ["task of b"]

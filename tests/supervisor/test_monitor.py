@@ -425,9 +425,11 @@ def test_a_worker_that_promised_ready(tmp_path: Path) -> None:
 
 def test_a_child_of_a_worker_beats_for_it_and_a_stranger_does_not(caplog: pytest.LogCaptureFixture) -> None:
     with watching(heartbeat_timeout=0.3) as seen:
-        child = "import os\nif os.fork() == 0: say('WATCHDOG=1')\nsys.stdin.read()"
+        child = "import os\nsys.stdin.readline()\nif os.fork() == 0: say('WATCHDOG=1')\nsys.stdin.read()"
         with telling(seen, child) as worker, telling(seen, "say('WATCHDOG=trigger')") as stranger:
             seen.monitor.register_worker("w", {"pid": worker.pid})
+            worker.stdin.write(b"\n")  # not before: of strangers only the first is named
+            worker.stdin.flush()
             until(lambda: f"process {stranger.pid} belongs to no worker" in caplog.text)
             seen.until_failed("w")
             assert seen.monitor.get_reasons("w") == ["no heartbeat for 0.3 s"]

@@ -161,18 +161,6 @@ def test_a_signal_counts_as_expected_only_while_it_is_caught() -> None:
         assert not probes.catches(worker.pid, signal.SIGUSR2)
 
 
-def test_the_exit_status_of_the_unreaped_and_of_the_reaped() -> None:
-    with process("import sys; sys.exit(3)") as worker:
-        pidfd = os.pidfd_open(worker.pid)
-        until(lambda: probes.state_letter(worker.pid) == "Z")
-        assert probes.exit_status(worker.pid) == 3 << 8
-        assert probes.reaped_exit_status(pidfd) is None
-        worker.wait()
-        assert probes.exit_status(worker.pid) is None
-        assert probes.reaped_exit_status(pidfd) in (3 << 8, None)  # None before Linux 6.15
-        os.close(pidfd)
-
-
 def test_what_the_machine_has() -> None:
     seen = probes.machine()
     assert seen is not None

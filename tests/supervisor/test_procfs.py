@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from procguard import kernel
 from procguard.supervisor import procfs
 from tests.supervisor.processes import FOR_EVER, process, python, until
 
@@ -17,7 +18,7 @@ def test_this_process() -> None:
     stat = procfs.read_stat(os.getpid())
     assert stat is not None
     assert (stat.parent, stat.session, stat.ended) == (os.getppid(), os.getsid(0), False)
-    assert procfs.boot_id()
+    assert kernel.boot_id()
     assert os.getpid() in procfs.all_pids()
 
 

@@ -49,6 +49,11 @@ def server(answer: Callable[[socket.socket, bytes], None]) -> Iterator[str]:
                 thread.join()
 
 
+def asking() -> list[threading.Thread]:
+    """The threads of the pool."""
+    return [thread for thread in threading.enumerate() if thread.name == "procguard-url"]
+
+
 def saying(text: bytes) -> Callable[[socket.socket, bytes], None]:
     return lambda connection, _: connection.sendall(text)
 
@@ -162,9 +167,9 @@ def test_many_are_asked_at_once_and_no_more_than_there_are_threads() -> None:
         until(lambda: len(answers.answered) == 8)
         assert sorted(answers.begun) == [f"w{number}" for number in range(8)]
         assert all(event.good for event in answers.answered.values())
-        assert threading.active_count() < 20
+        assert len(asking()) == 3
     checks.close()
-    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+    until(lambda: not asking())
 
 
 def test_a_question_that_waits_is_replaced_by_the_next_of_the_same_worker() -> None:
@@ -185,7 +190,7 @@ def test_a_question_that_waits_is_replaced_by_the_next_of_the_same_worker() -> N
         assert answers.begun == ["a", "b"]
         assert answers.answered["b"].number == 99
     checks.close()
-    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+    until(lambda: not asking())
 
 
 def test_one_after_the_other_needs_one_thread() -> None:
@@ -198,7 +203,7 @@ def test_one_after_the_other_needs_one_thread() -> None:
             until(lambda: checks._idle == 1)
         assert checks._threads == 1
     checks.close()
-    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+    until(lambda: not asking())
 
 
 class NoThread(threading.Thread):
@@ -228,7 +233,7 @@ def test_without_any_thread_a_question_is_answered_and_counts_for_nothing(
         assert answers.answered["w"].good
         assert answers.begun == ["w"]
     checks.close()
-    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+    until(lambda: not asking())
 
 
 def test_without_another_thread_a_question_waits_for_the_one_there_is(
@@ -252,4 +257,4 @@ def test_without_another_thread_a_question_waits_for_the_one_there_is(
         until(lambda: len(answers.answered) == 2)
         assert answers.answered["b"].good
     checks.close()
-    until(lambda: not [each for each in threading.enumerate() if each.name == "procguard-url"])
+    until(lambda: not asking())
