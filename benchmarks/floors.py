@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import socket
@@ -80,6 +81,10 @@ while True:
 """
 
 
+_PIECE_BYTES = 1 << 20
+"""Received in one go; of 64 KiB to 1 GiB the fastest (measured)."""
+
+
 def mutex_wakes_ms(count: int) -> list[float]:
     """From ``kill`` of a process that holds a robust mutex to the wake of the one that waits for it."""
     times = []
@@ -131,13 +136,12 @@ def tcp_transfers_s(size_bytes: int, count: int) -> list[float]:
             address = ("127.0.0.1", int(_line(sender)))
             for _ in range(count):
                 start = time.monotonic()
-                with (
-                    socket.create_connection(address) as connection,
-                    memoryview(bytearray(size_bytes)) as view,
-                ):
+                memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                with socket.create_connection(address) as connection, memoryview(memory) as view:
                     received = 0
                     while received < size_bytes:
-                        received += connection.recv_into(view[received:])
+                        received += connection.recv_into(view[received : received + _PIECE_BYTES])
+                memory.close()
                 times.append(time.monotonic() - start)
         finally:
             sender.kill()

@@ -141,6 +141,7 @@ ROOMS = {
     "client.manager": "door",
     "client.membership": "shell",
     "client.options": "door",
+    "client.pages_ahead": "shell",
     "client.phases": "shell",
     "client.proc_stat": "shell",
     "client.process_group": "pure",

@@ -18,10 +18,11 @@ import socket
 import threading
 import time
 import urllib.parse
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from procguard.client.checkpoint_source import PATH_PREFIX, STEP_HEADER, WAIT_HEADER
+from procguard.client.pages_ahead import PagesAhead
 from procguard.client.state_stream import decode
 from procguard.errors import CheckpointError
 
@@ -119,7 +120,8 @@ class CheckpointFetch:
                 if received < len(view):
                     raise CheckpointError("the connection ended in the middle of the state")
 
-            return decode(read_into, response.length, _memory_bytes())
+            with closing(PagesAhead()) as prepare:
+                return decode(read_into, response.length, _memory_bytes(), prepare)
 
     def _failure(self, error: Exception) -> CheckpointError:
         progress = f"tried {', '.join(self._tried) or 'no address'}; received {self._received_bytes} bytes"

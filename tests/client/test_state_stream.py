@@ -6,11 +6,13 @@ import collections
 import contextlib
 import io
 import math
+import random
 import struct
 import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
@@ -20,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from procguard.client import state_stream
-from procguard.client.state_stream import DEPTH_MAX, decode, encode
+from procguard.client.state_stream import AHEAD_BYTES, DEPTH_MAX, PAGE_BYTES, TAKEN_BYTES, decode, encode
 from procguard.errors import CheckpointError, UnsupportedState
 
 LIMIT_BYTES = 1 << 30
@@ -49,7 +51,7 @@ def forged(structure: Any, lengths: Any = (), buffers: bytes = b"") -> bytes:
 
 
 def sealed(header: bytes) -> bytes:
-    head = struct.pack(">8sQ", b"PGSTATE1", len(header)) + header
+    head = struct.pack(">8sQ", b"PGSTATE2", len(header)) + header
     return head + struct.pack(">I", zlib.crc32(head))
 
 
@@ -392,6 +394,68 @@ def test_swapped_buffers_are_found() -> None:
         state_of(head + first[:4] + second[4:] + second[:4] + first[4:])
 
 
+def test_the_checksum_of_an_array_is_that_of_the_sums_of_its_pages() -> None:
+    contents = random.Random(7).randbytes(2 * PAGE_BYTES + 1001)
+    words = [struct.unpack("<512Q", contents[at : at + PAGE_BYTES]) for at in (0, PAGE_BYTES)]
+    sums = b"".join(struct.pack("<Q", sum(page) % 2**64) for page in words)
+    expected = zlib.crc32(sums + contents[2 * PAGE_BYTES :])
+    assert stream_of(np.frombuffer(contents, "u1"))[-4:] == struct.pack(">I", expected)
+
+
+def changed_byte(contents: bytearray, at: int) -> None:
+    contents[at] ^= 1 << at % 8
+
+
+def page_swapped_with_the_first(contents: bytearray, at: int) -> None:
+    page = slice(at // PAGE_BYTES * PAGE_BYTES, (at // PAGE_BYTES + 1) * PAGE_BYTES)
+    contents[page], contents[:PAGE_BYTES] = contents[:PAGE_BYTES], contents[page]
+
+
+def page_twice(contents: bytearray, at: int) -> None:
+    page = at // PAGE_BYTES * PAGE_BYTES
+    contents[page : page + PAGE_BYTES] = contents[page - PAGE_BYTES : page]
+
+
+@pytest.mark.parametrize("damage", [changed_byte, page_swapped_with_the_first, page_twice])
+def test_damage_to_an_array_of_several_pieces_is_found(damage: Callable[[bytearray, int], None]) -> None:
+    drawn = random.Random(7)
+    array = np.frombuffer(drawn.randbytes(2 * TAKEN_BYTES + PAGE_BYTES + 5), "u1")
+    stream = stream_of(array)
+    assert identical(state_of(stream), array)
+    head = len(stream) - len(array) - 4
+    last_page = 2 * TAKEN_BYTES + PAGE_BYTES - 1
+    for at in (
+        PAGE_BYTES,
+        TAKEN_BYTES,
+        last_page,
+        *(drawn.randrange(PAGE_BYTES, last_page) for _ in range(9)),
+    ):
+        contents = bytearray(array)
+        damage(contents, at)
+        with pytest.raises(CheckpointError, match="checksum of buffer 0"):
+            state_of(stream[:head] + contents + stream[-4:])
+
+
+def test_memory_is_prepared_before_it_is_filled_and_all_of_it() -> None:
+    array = np.ones(AHEAD_BYTES + 3 * TAKEN_BYTES + 1, "u1")
+    stream = io.BytesIO(stream_of([array, b"x" * (2 * TAKEN_BYTES), array[:TAKEN_BYTES]]))
+    prepared = 0
+
+    def read_into(view: memoryview) -> None:
+        assert len(view) < TAKEN_BYTES or prepared > 0
+        stream.readinto(view)
+
+    def prepare(view: memoryview) -> None:
+        nonlocal prepared
+        assert not any(view), "nothing is filled that was not prepared"
+        prepared += len(view)
+
+    length = len(stream.getvalue())
+    state = decode(read_into, length, length, prepare)
+    assert identical(state[0], array)
+    assert prepared == len(array), "of large arrays alone"
+
+
 def test_a_state_beyond_the_limit_is_refused_unread() -> None:
     stream = stream_of(STATE)
     assert identical(state_of(stream, limit_bytes=len(stream)), STATE)
@@ -493,7 +557,7 @@ def test_a_structure_nested_too_deeply_is_refused() -> None:
 
 def test_declared_sizes_allocate_nothing() -> None:
     huge = 1 << 50
-    declared_header = struct.pack(">8sQ", b"PGSTATE1", huge)
+    declared_header = struct.pack(">8sQ", b"PGSTATE2", huge)
     declared_buffer = forged(["bytes"], [huge])
     declared_array = forged(["ndarray", "<f8", [huge // 8], False], [huge])
     tracemalloc.start()
