@@ -4,28 +4,32 @@ Two replicas under torchrun, with proactive recovery and without, for each way t
 moment at which replica 0 is about to end, in the middle of a step, with the survivor in its all-reduce or on
 the way to it: ``told`` until the survivor's ``on_failure``, ``resumed`` until its next committed step, whose
 own length, some milliseconds more than ``STEP_TIME_MS``, is in it.
+
+Where torchft is installed, its own Manager and Gloo group go through the same, on its own lighthouse and on
+ProcGuard's, with the same timeout of a collective.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import psutil
 
-from benchmarks.fleet import DEADLINE_S, lighthouse
+from benchmarks.fleet import lighthouse
 from benchmarks.report import Case, Report, Target, new_report
 
-EXAMPLE = "examples/ddp_proactive/train_ddp_proactive.py"
 REPOSITORY = Path(__file__).parent.parent
 HOWS = ("leave", "kill", "stop", "wedge")
 REPLICAS = 2
@@ -36,15 +40,64 @@ PROGRESS_TIMEOUT_S = 2.0
 """The bound that the trainers declare for a step without progress."""
 SLACK_MS = 500
 TOLD_MS = 10
+START_S = 30.0
+"""For two trainers to import torch and to come to the step at which one ends."""
+PATIENCE_S = 30.0
+"""Who has not trained on by then is taken never to."""
 
 Event = dict[str, Any]
+
+
+@contextmanager
+def torchft_lighthouse() -> Iterator[str]:
+    """The address of one of torchft's own."""
+    command = [sys.executable, "-m", "benchmarks.torchft_peer", "--serve"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield next(found[1] for line in process.stdout if (found := re.search(r"http://(\S+)", line)))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Contender(NamedTuple):
+    """Who trains, on what, and whether notices are heard."""
+
+    name: str
+    program: tuple[str, ...]
+    lighthouse: Callable[[], AbstractContextManager[str]]
+    proactive: bool
+    hows: Sequence[str]
+    options: tuple[str, ...] = ()
+
+
+OURS = ("examples/ddp_proactive/train_ddp_proactive.py",)
+PEER = ("benchmarks/torchft_peer.py",)
+ENDS_WITHOUT_A_WORD = ("kill", "stop", "wedge")
+BOUND = (f"--progress-timeout={PROGRESS_TIMEOUT_S}",)
+CONTENDERS = (
+    Contender("proactive", OURS, lighthouse, True, HOWS, BOUND),
+    Contender("waiting", OURS, lighthouse, False, HOWS, BOUND),
+)
+TORCHFT = (
+    Contender(
+        "torchft on ProcGuard",
+        ("-m", "procguard.adapters.torchft", *PEER),
+        lighthouse,
+        True,
+        ("kill", "stop"),
+    ),
+    Contender("torchft", PEER, torchft_lighthouse, False, ENDS_WITHOUT_A_WORD),
+)
 
 
 class Replica:
     """One replica group under torchrun."""
 
     def __init__(
-        self, group: int, folder: Path, address: str, proactive: bool, options: Sequence[str]
+        self, group: int, folder: Path, address: str, contender: Contender, options: Sequence[str]
     ) -> None:
         self.journal = folder / f"{group}.jsonl"
         self._log = (folder / f"{group}.log").open("w+")
@@ -55,14 +108,15 @@ class Replica:
             "--nproc_per_node=1",
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", *torchrun, "--", EXAMPLE, f"--journal={self.journal}", *options],
+            [sys.executable, "-m", *torchrun, *contender.program, f"--journal={self.journal}", *options],
             cwd=REPOSITORY,
             env={
                 **os.environ,
-                "PROCGUARD_PROACTIVE_RECOVERY": str(int(proactive)),
+                "PROCGUARD_PROACTIVE_RECOVERY": str(int(contender.proactive)),
                 "REPLICA_GROUP_ID": str(group),
                 "NUM_REPLICA_GROUPS": str(REPLICAS),
                 "PROCGUARD_LIGHTHOUSE": f"http://{address}",
+                "TORCHFT_LIGHTHOUSE": f"http://{address}",
             },
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -73,10 +127,11 @@ class Replica:
         return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
     def wait(self) -> None:
-        """Raises ``RuntimeError`` with what it said unless it ended well."""
+        """Until it has ended, or does not train on. Raises ``RuntimeError`` with what it said when it ended
+        badly."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(DEADLINE_S)
-        if self._process.returncode != 0:
+            self._process.wait(START_S + PATIENCE_S)
+        if self._process.returncode not in (0, None):
             self._log.seek(0)
             raise RuntimeError(f"a survivor ended with {self._process.returncode}:\n{self._log.read()}")
 
@@ -97,12 +152,13 @@ def _free_port() -> int:
         return port
 
 
-def run(how: str, proactive: bool, timeout_s: float) -> tuple[float | None, float]:
-    """Milliseconds until the survivor was told (None: it was not), and until it trained on."""
+def run(how: str, contender: Contender, timeout_s: float) -> tuple[float | None, float | None]:
+    """Milliseconds until the survivor was told (None: it was not), and until it trained on (None: it did
+    not)."""
     options = [f"--how={how}", f"--steps={STEPS}", f"--step-time-ms={STEP_TIME_MS}", f"--timeout={timeout_s}"]
-    options.append(f"--progress-timeout={PROGRESS_TIMEOUT_S}")
-    with tempfile.TemporaryDirectory() as name, lighthouse() as address:
-        replicas = [Replica(group, Path(name), address, proactive, options) for group in range(REPLICAS)]
+    options += contender.options
+    with tempfile.TemporaryDirectory() as name, contender.lighthouse() as address:
+        replicas = [Replica(group, Path(name), address, contender, options) for group in range(REPLICAS)]
         try:
             victim, survivor = replicas
             survivor.wait()
@@ -112,32 +168,38 @@ def run(how: str, proactive: bool, timeout_s: float) -> tuple[float | None, floa
                 replica.end()
 
 
-def _times(victim: Replica, survivor: Replica) -> tuple[float | None, float]:
+def _times(victim: Replica, survivor: Replica) -> tuple[float | None, float | None]:
     (ending,) = victim.events("ending")
     steps = [event for event in survivor.events("step") if event["committed"] and event["at"] > ending["at"]]
     told = [(event["at"] - ending["at"]) * 1000 for event in survivor.events("told")]
-    return (told[0] if told else None), (steps[0]["at"] - ending["at"]) * 1000
+    return (told[0] if told else None), ((steps[0]["at"] - ending["at"]) * 1000 if steps else None)
 
 
-def measure(report: Report, how: str, proactive: bool, rounds: int, timeout_s: float) -> None:
+def measure(report: Report, how: str, contender: Contender, rounds: int, timeout_s: float) -> None:
     """Run it so many times, and report it."""
-    times = [run(how, proactive, timeout_s) for _ in range(rounds)]
+    times = [run(how, contender, timeout_s) for _ in range(rounds)]
     told = [ms for ms, _ in times if ms is not None]
-    resumed = [ms for _, ms in times]
-    name = f"{how}, {'proactive' if proactive else 'waiting'}"
+    name = f"{how}, {contender.name}"
     if told:
         report.cases.append(Case.of(f"{name}: told", REPLICAS, told))
-    report.cases.append(Case.of(f"{name}: resumed", REPLICAS, resumed, "" if told else "nobody was told"))
-    if not proactive:
-        return
+    resumed = [ms if ms is not None else PATIENCE_S * 1000 for _, ms in times]
+    note = "" if told or contender.program != OURS else "nobody was told"
+    if never := sum(ms is None for _, ms in times):
+        note = f"{never} of {rounds} not within {PATIENCE_S:g} s"
+    report.cases.append(Case.of(f"{name}: resumed", REPLICAS, resumed, note))
+    if contender.name == "proactive":
+        report.targets += targets_of(how, told, resumed)
+
+
+def targets_of(how: str, told: Sequence[float], resumed: Sequence[float]) -> list[Target]:
+    """What is wanted with proactive recovery."""
     if how == "kill":
-        report.targets.append(Target.at_most("kill: told, max ms", TOLD_MS, max(told)))
-    elif how == "stop":
-        stopped_ms = HEARTBEAT_TIMEOUT_MS + SLACK_MS
-        report.targets.append(Target.at_most("stop: resumed, max ms", stopped_ms, max(resumed)))
-    elif how == "wedge":
-        wedged_ms = PROGRESS_TIMEOUT_S * 1000 + SLACK_MS
-        report.targets.append(Target.at_most("wedge: resumed, max ms", wedged_ms, max(resumed)))
+        return [Target.at_most("kill: told, max ms", TOLD_MS, max(told))]
+    if how == "stop":
+        return [Target.at_most("stop: resumed, max ms", HEARTBEAT_TIMEOUT_MS + SLACK_MS, max(resumed))]
+    if how == "wedge":
+        return [Target.at_most("wedge: resumed, max ms", PROGRESS_TIMEOUT_S * 1000 + SLACK_MS, max(resumed))]
+    return []
 
 
 @click.command()
@@ -148,9 +210,11 @@ def measure(report: Report, how: str, proactive: bool, rounds: int, timeout_s: f
 def main(*, as_json: bool, rounds: int, hows: Sequence[str], timeout: float) -> None:
     """How soon the survivor trains on, for each way in which replica 0 can end."""
     report = new_report("ddp_proactive")
+    contenders = CONTENDERS + (TORCHFT if importlib.util.find_spec("torchft") else ())
     for how in hows or HOWS:
-        for proactive in (True, False):
-            measure(report, how, proactive, rounds, timeout)
+        for contender in contenders:
+            if how in contender.hows:
+                measure(report, how, contender, rounds, timeout)
     report.show(as_json)
 
 

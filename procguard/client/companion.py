@@ -159,13 +159,15 @@ class Companion:
         """Have another listener process started: this one lives and does nothing. From any thread."""
         self.call_later(0.0, self._replace)
 
-    def await_listener(self, timeout_s: float) -> None:
+    def await_listener(self, timeout_s: float) -> float:
         """Wait, once, for the first listener process to be ready; not for one that has ended or could not be
-        started."""
+        started. Returns for how many seconds."""
+        began = self._clock()
         if self._process_post is None or self._settled.wait(timeout_s):
-            return
+            return self._clock() - began
         self._settled.set()
         _log.warning("The listener process is not ready after %g s: going on, a thread beats", timeout_s)
+        return self._clock() - began
 
     @property
     def over(self) -> Over | None:

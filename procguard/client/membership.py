@@ -157,7 +157,7 @@ class Membership:
             ReplicaGroupLost: another rank of our group has ended.
         """
         assert self._companion is not None
-        self._companion.await_listener(min(LISTENER_PATIENCE_S, timeout_s))
+        timeout_s -= self._companion.await_listener(min(LISTENER_PATIENCE_S, timeout_s / 2))
         if self._group is not None:
             formed = self._group.quorum(asks, self._client.epoch, timeout_s)
             quorum, epoch = formed.quorum, formed.epoch

@@ -1,6 +1,7 @@
 """What torchft's callers catch: ``TimeoutError`` when time is over, ``RuntimeError`` for everything else.
 
-ProcGuard's own tree is richer; its message is kept, and the original is the cause.
+ProcGuard's own tree is richer; its message is kept, and the original is the cause. What torchft says of a
+timeout stands behind ours, for those who look for it in the text.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from datetime import timedelta
 
 from procguard.errors import ProcGuardError
 
+TIMEOUT_WORDS = 'status: Cancelled, message: "Timeout expired"'
+
 
 @contextmanager
 def as_torchft_raises() -> Iterator[None]:
@@ -18,8 +21,9 @@ def as_torchft_raises() -> Iterator[None]:
     try:
         yield
     except ProcGuardError as error:
-        kind = TimeoutError if isinstance(error, TimeoutError) else RuntimeError
-        raise kind(str(error)) from error
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"{error} ({TIMEOUT_WORDS})") from error
+        raise RuntimeError(str(error)) from error
 
 
 def seconds(name: str, span: object) -> float:
