@@ -181,8 +181,9 @@ def job(tmp_path: Path) -> Iterator[Job]:
             job.close()
 
 
-def test_a_group_is_lost_in_the_middle_of_a_step_and_heals(job: Job) -> None:
-    zero, one = job.start("0"), job.start("1")
+@pytest.mark.parametrize("fsdp", ["0", "1"], ids=["ddp", "fsdp"])
+def test_a_group_is_lost_in_the_middle_of_a_step_and_heals(job: Job, fsdp: str) -> None:
+    zero, one = job.start("0", FSDP=fsdp), job.start("1", FSDP=fsdp)
     job.train(*zero, *one, groups=2)
 
     os.kill(one[1].pid, signal.SIGSTOP)  # Gloo does not notice, nor does it let go when it is aborted
@@ -193,7 +194,7 @@ def test_a_group_is_lost_in_the_middle_of_a_step_and_heals(job: Job) -> None:
     assert all("Peer failure received: replica 1:" in trainer.log for trainer in zero)
     os.kill(one[1].pid, signal.SIGKILL)
 
-    one = job.start("1")
+    one = job.start("1", FSDP=fsdp)
     job.train(*zero, *one, groups=2)
     assert all(trainer.said("healed") for trainer in one)
     ended = job.finish(*zero, *one)
