@@ -170,7 +170,7 @@ class StateStreams:
         state = rng.choice(self._states)
         head = self._mutator.hostile(rng, state.head)
         claimed = len(head) if rng.random() < 0.95 else rng.getrandbits(rng.choice([8, 24, 64]))
-        stream = b"PGSTATE1" + struct.pack(">Q", claimed) + head
+        stream = state_stream.MAGIC + struct.pack(">Q", claimed) + head
         stream += struct.pack(">I", zlib.crc32(stream)) + state.body
         return stream if rng.random() < 0.9 else stream[: rng.randint(0, len(stream))]
 

@@ -16,11 +16,16 @@ import zmq
 from procguard.adapters.base import Frame
 from procguard.adapters.zmq_doorkeeper import Doorkeeper
 from procguard.adapters.zmq_keys import MemberKeys
-from procguard.adapters.zmq_sockets import ROUTER, Context, Socket, bind_socket, endpoint, open_socket
+from procguard.adapters.zmq_sockets import ROUTER, Advice, Context, Socket, bind_socket, endpoint, open_socket
 from procguard.errors import UsageError
 from procguard.messages import ANSWER_BYTES_MAX
 
 EVERYWHERE = "*"
+ADVICE = Advice(
+    in_use="by another program: stop that one, or give another port, or 0 for any free one",
+    port="or give 0 for any free one",
+    address="give an address of this machine",
+)
 _NOBLOCK = int(zmq.NOBLOCK)
 
 
@@ -62,11 +67,11 @@ class ZmqRankServer:
 
     def _listen(self, host: str, bind: str | None, port: int) -> int:
         if bind is not None:
-            return bind_socket(self._router, bind, port)
+            return bind_socket(self._router, bind, port, ADVICE)
         try:
-            return bind_socket(self._router, host, port)
+            return bind_socket(self._router, host, port, ADVICE)
         except UsageError:
-            return bind_socket(self._router, EVERYWHERE, port)
+            return bind_socket(self._router, EVERYWHERE, port, ADVICE)
 
     @property
     def address(self) -> str:

@@ -11,6 +11,7 @@ import math
 import resource
 import socket
 from contextlib import suppress
+from typing import NamedTuple
 
 import zmq
 
@@ -109,20 +110,38 @@ def open_socket(context: Context, kind: int, options: Options, keys: Options | N
     return opened
 
 
-def bind_socket(server: Socket, bind: str, port: int) -> int:
+class Advice(NamedTuple):
+    """What to do about a place that cannot be listened at, in the words of whoever chose it."""
+
+    in_use: str
+    port: str
+    address: str
+
+
+LIGHTHOUSES_ADVICE = Advice(
+    in_use=(
+        "most likely by another lighthouse: stop that one, or choose another port with --port "
+        "(the one after it is taken for notices)"
+    ),
+    port="with --port",
+    address="--bind takes an address of this machine",
+)
+
+
+def bind_socket(server: Socket, bind: str, port: int, advice: Advice = LIGHTHOUSES_ADVICE) -> int:
     """Listen; 0 takes a free port. Returns the port.
 
     Raises:
         UsageError: the address is not of this machine, or the port is in use or not allowed.
     """
     if not 0 <= port <= PORT_MAX:
-        raise UsageError(f"port {port} is not in 0..{PORT_MAX}; choose another one with --port")
+        raise UsageError(f"port {port} is not in 0..{PORT_MAX}; choose another one {advice.port}")
     address = _address(bind)
     server.set(zmq.IPV6, int(":" in address or address == "*"))
     try:
         server.bind(endpoint(address, port or "*"))
     except zmq.ZMQError as error:
-        raise UsageError(_why_not_bound(error, bind, port)) from None
+        raise UsageError(_why_not_bound(error, bind, port, advice)) from None
     return int(server.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2].rstrip("\0"))
 
 
@@ -155,14 +174,9 @@ def _address(bind: str) -> str:
     return str(min(found, key=lambda at: at[0] != socket.AF_INET)[4][0])
 
 
-def _why_not_bound(error: zmq.ZMQError, bind: str, port: int) -> str:
+def _why_not_bound(error: zmq.ZMQError, bind: str, port: int, advice: Advice) -> str:
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {port} on {bind} is in use, most likely by another lighthouse: stop that one,"
-            " or choose another port with --port (the one after it is taken for notices)"
-        )
+        return f"port {port} on {bind} is in use, {advice.in_use}"
     if error.errno == errno.EACCES:
-        return f"port {port} on {bind} is not open to this user; choose one above 1023 with --port"
-    return (
-        f"cannot listen on {bind!r}, port {port}: {error.strerror}; --bind takes an address of this machine"
-    )
+        return f"port {port} on {bind} is not open to this user; choose one above 1023 {advice.port}"
+    return f"cannot listen on {bind!r}, port {port}: {error.strerror}; {advice.address}"

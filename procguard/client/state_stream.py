@@ -59,7 +59,7 @@ HEADER_BYTES_MAX = 64 << 20  # the structure without its buffers; bounds what un
 ELEMENTS_MAX = 1 << 63  # of an array; whatever claims more cannot be made, and is not multiplied out
 DEPTH_MAX = 64  # levels of nesting; deeper is a cycle, or a stream made to exhaust the stack
 
-_MAGIC = b"PGSTATE2"
+MAGIC = b"PGSTATE2"
 _WORD_BYTES = 8
 _PREAMBLE = struct.Struct(">8sQ")
 _CHECKSUM = struct.Struct(">I")
@@ -121,7 +121,7 @@ def encode(state: Any) -> Encoded:
             f"the state without its arrays takes {len(header)} bytes, more than {HEADER_BYTES_MAX}; "
             "hold long lists of numbers in a numpy array or a torch tensor, long strings in bytes"
         )
-    head = _PREAMBLE.pack(_MAGIC, len(header)) + header
+    head = _PREAMBLE.pack(MAGIC, len(header)) + header
     head += _CHECKSUM.pack(zlib.crc32(head))
     length_bytes = len(head) + sum(lengths) + _CHECKSUM.size * len(lengths)
     return Encoded(length_bytes, head, tuple(encoder.buffers))
@@ -324,8 +324,8 @@ class _Decoder:
 def _read_header(read_into: ReadInto, length_bytes: int) -> tuple[Any, list[int]]:
     preamble = _read(read_into, _PREAMBLE.size)
     magic, header_bytes = _PREAMBLE.unpack(preamble)
-    if magic != _MAGIC:
-        raise _malformed(f"it begins with {bytes(magic)!r}, not {_MAGIC!r}")
+    if magic != MAGIC:
+        raise _malformed(f"it begins with {bytes(magic)!r}, not {MAGIC!r}")
     if header_bytes > min(HEADER_BYTES_MAX, length_bytes):
         raise _malformed(f"a header of {header_bytes} bytes in a stream of {length_bytes}")
     header = _read(read_into, header_bytes)

@@ -80,7 +80,9 @@ def test_closing_twice_is_as_once() -> None:
 
 def test_it_listens_where_and_on_what_port_it_is_told(server: ZmqRankServer) -> None:
     taken = int(server.address.rpartition(":")[2])
-    with pytest.raises(UsageError, match=f"port {taken} on 127.0.0.1 is in use"):
+    with pytest.raises(
+        UsageError, match=f"port {taken} on 127.0.0.1 is in use, by another program: .* 0 for any"
+    ):
         ZmqRankServer("elsewhere", bind="127.0.0.1", port=taken)
     server.close()
     told = ZmqRankServer("elsewhere", bind="127.0.0.1", port=taken)

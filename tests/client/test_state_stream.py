@@ -439,21 +439,34 @@ def test_damage_to_an_array_of_several_pieces_is_found(damage: Callable[[bytearr
 def test_memory_is_prepared_before_it_is_filled_and_all_of_it() -> None:
     array = np.ones(AHEAD_BYTES + 3 * TAKEN_BYTES + 1, "u1")
     stream = io.BytesIO(stream_of([array, b"x" * (2 * TAKEN_BYTES), array[:TAKEN_BYTES]]))
-    prepared = 0
+    prepared: list[tuple[int, int]] = []
+    filled: list[tuple[tuple[int, int], list[tuple[int, int]]]] = []
+
+    def place(view: memoryview) -> tuple[int, int]:
+        address = np.frombuffer(view, "u1").ctypes.data
+        return address, address + len(view)
 
     def read_into(view: memoryview) -> None:
-        assert len(view) < TAKEN_BYTES or prepared > 0
+        filled.append((place(view), merged(prepared)))
         stream.readinto(view)
 
-    def prepare(view: memoryview) -> None:
-        nonlocal prepared
-        assert not any(view), "nothing is filled that was not prepared"
-        prepared += len(view)
-
     length = len(stream.getvalue())
-    state = decode(read_into, length, length, prepare)
+    state = decode(read_into, length, length, lambda view: prepared.append(place(view)))
     assert identical(state[0], array)
-    assert prepared == len(array), "of large arrays alone"
+    whole = place(memoryview(state[0]))
+    assert merged(prepared) == [whole], "of large arrays alone"
+    pieces = [(end, so_far) for (start, end), so_far in filled if whole[0] <= start < whole[1]]
+    assert len(pieces) == AHEAD_BYTES // TAKEN_BYTES + 4
+    assert all(so_far[0][0] == whole[0] and so_far[0][1] >= end for end, so_far in pieces)
+
+
+def merged(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same, where one begins at another's end as one."""
+    whole: list[tuple[int, int]] = []
+    for start, end in places:
+        follows = whole and whole[-1][1] == start
+        whole.append((whole.pop()[0] if follows else start, end))
+    return whole
 
 
 def test_a_state_beyond_the_limit_is_refused_unread() -> None:
