@@ -307,7 +307,7 @@ class _Decoder:
         self._used += 1
         return self._lengths[self._used - 1]
 
-    def _fill(self, view: memoryview, of: Checksum, prepare: Prepare) -> None:
+    def _fill(self, view: memoryview, checksum_of: Checksum, prepare: Prepare) -> None:
         if len(view) > TAKEN_BYTES:
             prepare(view[:AHEAD_BYTES])
         checksum = 0
@@ -316,7 +316,7 @@ class _Decoder:
                 prepare(ahead)
             piece = view[start : start + TAKEN_BYTES]
             self._read_into(piece)
-            checksum = of(piece, checksum)
+            checksum = checksum_of(piece, checksum)
         if _read(self._read_into, _CHECKSUM.size) != _CHECKSUM.pack(checksum):
             raise CheckpointError(f"corrupted state: the checksum of buffer {self._used - 1} does not match")
 

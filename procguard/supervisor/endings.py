@@ -76,8 +76,10 @@ def _wait_status(pid: int) -> int | None:
         result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         if result is not None:
             return kernel.wait_status(result)
-    stat = procfs.read_stat(pid)
-    return stat.exit_status if stat is not None and stat.letter in "ZX" else None
+    with contextlib.suppress(OSError):  # no descriptor is left
+        stat = procfs.read_stat(pid)
+        return stat.exit_status if stat is not None and stat.letter in "ZX" else None
+    return None
 
 
 def _signal_name(number: int) -> str:

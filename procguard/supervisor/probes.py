@@ -122,8 +122,8 @@ def owner_of(pid: int, workers: Mapping[int, str]) -> str | None:
     for relative in lineage(pid):
         if relative in workers:
             return workers[relative]
-    tokens = tokens_of(pid)
-    return next((name for root, name in workers.items() if tokens and tokens_of(root) == tokens), None)
+    tokens = _tokens(pid)
+    return next((name for root, name in workers.items() if tokens and _tokens(root) == tokens), None)
 
 
 def lineage(pid: int) -> tuple[int, ...]:
@@ -229,6 +229,12 @@ def _children(pid: int) -> list[int]:
     for thread in _listed(f"/proc/{pid}/task"):
         found += _numbers(_content(f"/proc/{pid}/task/{thread}/children", 1 << 16).split())
     return found
+
+
+def _tokens(pid: int) -> tuple[str, ...]:
+    with contextlib.suppress(OSError):  # no descriptor is left: then it is not known whose it is
+        return tokens_of(pid) or ()
+    return ()
 
 
 def _cpu_s(fields: list[bytes]) -> float:

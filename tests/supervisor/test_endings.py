@@ -12,7 +12,7 @@ import pytest
 from procguard.supervisor.endings import Beginning, Ending, of_pid, of_worker_event
 from procguard.supervisor.health_words import Ended
 from procguard.supervisor.probes import family, state_letter
-from tests.supervisor.programs import WAIT, process, until
+from tests.supervisor.programs import WAIT, no_descriptor_left, process, until
 
 
 class ExitKind(str, Enum):
@@ -102,3 +102,10 @@ def test_what_is_reaped_already() -> None:
         known = of_pid(child.pid, pidfd).event
         assert known in (Ended(False, "exit code 0"), of_pid(child.pid).event)  # the latter before Linux 6.15
         os.close(pidfd)
+
+
+def test_without_a_descriptor_nobody_can_tell_how_a_stranger_ended() -> None:
+    with process("import sys; sys.exit(3)") as ended:
+        ended.wait()
+        with no_descriptor_left():
+            assert of_pid(ended.pid).event == Ended(True, "it has ended, and nobody can tell how", False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from procguard.supervisor import probes
-from tests.supervisor.programs import SPIN, WAIT, process, until
+from tests.supervisor.programs import SPIN, WAIT, no_descriptor_left, process, until
 
 
 def cpu_s(probe: probes.Probe, *, tree: bool = False) -> float:
@@ -110,6 +110,14 @@ def test_a_process_belongs_to_the_worker_among_its_ancestors() -> None:
         assert probes.owner_of(os.getpid(), workers) is None
         assert probes.owner_of(1, workers) is None
         assert probes.owner_of(shell.pid, {}) is None
+
+
+def test_without_a_descriptor_nothing_is_known_and_nothing_raised() -> None:
+    with process(WAIT) as worker, process(WAIT) as other, no_descriptor_left():
+        assert probes.owner_of(other.pid, {worker.pid: "w"}) is None
+        assert probes.state_letter(worker.pid) is None
+        assert probes.family(worker.pid) == [worker.pid]
+        assert probes.Probe(worker.pid).usage() is None
 
 
 DAEMON = """

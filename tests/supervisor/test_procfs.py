@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import signal
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from procguard import kernel
 from procguard.supervisor import procfs
 from tests.supervisor.processes import FOR_EVER, process, python, until
+from tests.supervisor.programs import no_descriptor_left
 
 
 def test_this_process() -> None:
@@ -71,23 +71,10 @@ def test_tokens() -> None:
 
 
 def test_out_of_descriptors_is_not_gone() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    filler = []
-    try:
-        while True:
-            try:
-                filler.append(os.dup(0))
-            except OSError:
-                break
+    with no_descriptor_left():
         for read in (procfs.read_stat, procfs.tokens_of, procfs.children_of):
             with pytest.raises(OSError, match="Too many open files"):
                 read(os.getpid())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for descriptor in filler:
-            os.close(descriptor)
 
 
 def ended(pid: int) -> procfs.ProcStat | None:
