@@ -74,15 +74,6 @@ class Member:
             replica_id=name,
             token=secrets.token_bytes(16),
             process=Process(host="quorum", boot_id="", pid=1, start_time=0),
-            group_rank=0,
-            group_world_size=1,
-            group_run="",
-            claim=None,
-            topic=b"",
-            group_address="",
-            epoch=0,
-            min_replicas=0,
-            progress_timeout_s=0.0,
         )
         self._transport = Listening(host, int(port))
         self._client = LighthouseClient(self._transport, hello, address, on_reborn=lambda welcome: None)

@@ -171,17 +171,17 @@ class Hello(NamedTuple):
     replica_id: Name
     token: Token
     process: Process
-    group_rank: int
-    group_world_size: int
-    group_run: Text
-    claim: Claim | None
-    topic: Topic
-    group_address: Text
+    group_rank: int = 0
+    group_world_size: int = 1
+    group_run: Text = ""
+    claim: Claim | None = None
+    topic: Topic = b""
+    group_address: Text = ""
     """Where this process serves its replica group (rank 0's session); empty where it does not."""
-    epoch: int
+    epoch: int = 0
     """The highest epoch seen so far; a lighthouse below it raises its own."""
-    min_replicas: int
-    progress_timeout_s: float
+    min_replicas: int = 0
+    progress_timeout_s: float = 0.0
     """0: off."""
 
 

@@ -521,15 +521,7 @@ HELLO = Hello(
     replica_id="ghost",
     token=b"a token of bytes",
     process=Process("nowhere", "", 1, 0),
-    group_rank=0,
-    group_world_size=1,
-    group_run="",
-    claim=None,
-    topic=b"",
-    group_address="",
-    epoch=0,
     min_replicas=1,
-    progress_timeout_s=0.0,
 )
 FRAMES = {
     "empty": b"",

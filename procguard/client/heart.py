@@ -125,15 +125,6 @@ class Heart:
             replica_id=self._worker_id,
             token=secrets.token_bytes(TOKEN_BYTES),
             process=this_process(),
-            group_rank=0,
-            group_world_size=1,
-            group_run="",
-            claim=None,
-            topic=b"",
-            group_address="",
-            epoch=0,
-            min_replicas=0,
-            progress_timeout_s=0.0,
         )
         self._pulse = Pulse(self._hello, threaded=False)
         self._wake_read, self._wake_write = socket.socketpair()

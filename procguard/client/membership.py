@@ -110,10 +110,6 @@ class Membership:
             group_rank=identity.group_rank,
             group_world_size=identity.group_world_size,
             group_run=identity.group_run,
-            claim=None,
-            topic=b"",
-            group_address="",
-            epoch=0,
             min_replicas=identity.min_replicas,
             progress_timeout_s=identity.progress_timeout_s,
         )

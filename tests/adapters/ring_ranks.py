@@ -1,86 +1,25 @@
-"""Ranks of a ring for tests: process groups in this process, each driven by a thread of its own."""
+"""Ranks of a ring for tests, and what else its tests ask of sockets."""
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 
 from procguard.adapters.collective import RingProcessGroup
-
-LONG = timedelta(seconds=60)  # never reached unless the test fails
-DEADLINE_S = 60.0
+from tests.adapters.ranks import DEADLINE_S, GroupRanks
 
 
-class Ranks:
-    """Process groups of one test, each driven by a thread of its own."""
+class Ranks(GroupRanks[RingProcessGroup]):
+    def make(self, timeout: timedelta) -> RingProcessGroup:
+        return RingProcessGroup(timeout)
 
-    def __init__(self) -> None:
-        self.groups: list[RingProcessGroup] = []
-        self._threads = ThreadPoolExecutor(max_workers=16)
-
-    def __enter__(self) -> Ranks:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def add(self, count: int, timeout: timedelta = LONG) -> list[RingProcessGroup]:
-        added = [RingProcessGroup(timeout) for _ in range(count)]
-        self.groups += added
-        return added
-
-    def start(self, call: Callable[..., Any], *args: Any) -> Future[Any]:
-        return self._threads.submit(call, *args)
-
-    def outcomes(
-        self, call: Callable[[int, RingProcessGroup], Any], groups: list[RingProcessGroup]
-    ) -> list[Any]:
-        """What ``call`` returned or raised on each rank, all ranks running at once."""
-        futures = [self.start(call, rank, group) for rank, group in enumerate(groups)]
-        assert not wait(futures, DEADLINE_S).not_done, "a rank is blocked"
-        return [future.exception() or future.result() for future in futures]
-
-    def configure(self, groups: list[RingProcessGroup], quorum_id: int, timeout: timedelta = LONG) -> None:
-        handles = [group.handle() for group in groups]
-        outcomes = self.outcomes(
-            lambda rank, group: group.configure(handles, rank, quorum_id, timeout), groups
-        )
-        assert outcomes == [None] * len(groups)
-
-    def ring(self, count: int, quorum_id: int = 1, timeout: timedelta = LONG) -> list[RingProcessGroup]:
-        groups = self.add(count, timeout)
-        self.configure(groups, quorum_id)
-        return groups
-
-    def reduce(self, groups: list[RingProcessGroup], buffers: list[list[Any]], op: str = "sum") -> list[Any]:
-        return self.outcomes(lambda rank, group: group.allreduce(buffers[rank], op).wait(), groups)
-
-    def close(self) -> None:
-        for group in self.groups:
-            group.shutdown()
-        self._threads.shutdown()
-
-
-def assert_works(ranks: Ranks, groups: list[RingProcessGroup]) -> None:
-    buffers = [[np.full(3, float(rank + 1))] for rank in range(len(groups))]
-    assert ranks.reduce(groups, buffers) == [True] * len(groups)
-    total = sum(range(len(groups) + 1))
-    assert all((own[0] == total).all() for own in buffers)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline, pause = time.monotonic() + DEADLINE_S, threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        pause.wait(0.001)
+    def full(self, size: int, value: float) -> Any:
+        return np.full(size, value)
 
 
 def error_of(future: Future[Any]) -> BaseException:

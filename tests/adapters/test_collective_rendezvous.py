@@ -16,16 +16,8 @@ from procguard.adapters import collective_rendezvous
 from procguard.adapters.collective import RingProcessGroup
 from procguard.adapters.collective_links import Kind, Place, greet
 from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeout, UsageError
-from tests.adapters.ring_ranks import (
-    DEADLINE_S,
-    LONG,
-    Ranks,
-    assert_works,
-    call_port,
-    error_of,
-    is_closed_by_peer,
-    port_of,
-)
+from tests.adapters.ranks import DEADLINE_S, LONG, assert_works
+from tests.adapters.ring_ranks import Ranks, call_port, error_of, is_closed_by_peer, port_of
 
 
 @pytest.fixture
@@ -35,7 +27,7 @@ def ranks() -> Iterator[Ranks]:
 
 
 def test_faster_ranks_wait_for_the_slower(ranks: Ranks) -> None:
-    groups = ranks.ring(3)
+    groups = ranks.connected(3)
     handles = [group.handle() for group in groups]
     early = [ranks.start(groups[rank].configure, handles, rank, 2, LONG) for rank in range(2)]
     assert not wait(early, 0.02).done
@@ -46,7 +38,7 @@ def test_faster_ranks_wait_for_the_slower(ranks: Ranks) -> None:
 
 
 def test_a_rank_behind_is_refused(ranks: Ranks) -> None:
-    groups = ranks.ring(2, quorum_id=6)
+    groups = ranks.connected(2, quorum_id=6)
     (late,) = ranks.add(1)
     with pytest.raises(CollectiveError, match=r"quorum 0.5: rank 0 .* refused"):
         late.configure([groups[0].handle(), late.handle()], 1, 5, LONG)
@@ -126,7 +118,7 @@ def test_garbage_on_the_port_changes_nothing(ranks: Ranks) -> None:
 
 def test_a_flood_of_silent_callers(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collective_rendezvous, "GREETING_TIMEOUT_S", DEADLINE_S * 10)
-    groups = ranks.ring(2)
+    groups = ranks.connected(2)
     handle = groups[0].handle()
     silent = [call_port(handle) for _ in range(collective_rendezvous.CALLER_COUNT_MAX + 20)]
     ranks.configure(groups, 2)
@@ -154,7 +146,7 @@ def test_out_of_file_descriptors_for_a_while(ranks: Ranks, monkeypatch: pytest.M
         return accept(listener)
 
     monkeypatch.setattr(socket.socket, "accept", accept_later)
-    groups = ranks.ring(2)
+    groups = ranks.connected(2)
     assert next(failures, None) is None
     assert_works(ranks, groups)
 
@@ -174,7 +166,7 @@ def test_names_and_ipv6(ranks: Ranks, host: str) -> None:
 
 def test_a_machine_without_ipv6(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
-    assert_works(ranks, ranks.ring(2))
+    assert_works(ranks, ranks.connected(2))
 
 
 def test_port_in_use(ranks: Ranks) -> None:

@@ -18,13 +18,8 @@ from procguard.adapters.collective import RingProcessGroup
 from procguard.adapters.collective_links import Links, Place
 from procguard.adapters.collective_ring import Payload, Ring
 from procguard.errors import CollectiveAborted, CollectiveError, CollectiveTimeout
-from tests.adapters.ring_ranks import (
-    DEADLINE_S,
-    LONG,
-    Ranks,
-    assert_works,
-    error_of,
-)
+from tests.adapters.ranks import DEADLINE_S, LONG, assert_works
+from tests.adapters.ring_ranks import Ranks, error_of
 
 DTYPES = ["float16", "float32", "float64", "int32", "int64"]
 EXPECTED = {
@@ -44,7 +39,7 @@ def ranks() -> Iterator[Ranks]:
 @pytest.mark.parametrize("op", ["sum", "avg", "max", "min"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_reduces_every_dtype_and_size(ranks: Ranks, count: int, op: str) -> None:
-    groups = ranks.ring(count)
+    groups = ranks.connected(count)
     random = np.random.default_rng(7)
     shapes = [(1,), (0,), (2,), (7, 3), (), (1001,)]
     # Whole numbers whose sums float16 holds exactly, and that every world size divides.
@@ -60,7 +55,7 @@ def test_reduces_every_dtype_and_size(ranks: Ranks, count: int, op: str) -> None
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_all_ranks_end_with_the_same_bits(ranks: Ranks, count: int) -> None:
-    groups = ranks.ring(count)
+    groups = ranks.connected(count)
     random = np.random.default_rng(11)
     buffers = [[random.normal(size=1237).astype(np.float32), random.normal(size=5)] for _ in groups]
     expected = [np.mean([own[i] for own in buffers], axis=0) for i in range(2)]
@@ -72,25 +67,25 @@ def test_all_ranks_end_with_the_same_bits(ranks: Ranks, count: int) -> None:
 
 def test_average_of_integers_rounds_down(ranks: Ranks) -> None:
     buffers = [[np.array([3, -3])], [np.array([0, 0])]]
-    ranks.reduce(ranks.ring(2), buffers, "avg")
+    ranks.reduce(ranks.connected(2), buffers, "avg")
     assert buffers[0][0].tolist() == buffers[1][0].tolist() == [1, -2]
 
 
 def test_infinities_are_the_owners_business(ranks: Ranks) -> None:
     buffers = [[np.array([np.inf, 1e308])], [np.array([-np.inf, 1e308])]]
-    assert ranks.reduce(ranks.ring(2), buffers) == [True, True]
+    assert ranks.reduce(ranks.connected(2), buffers) == [True, True]
     assert np.isnan(buffers[0][0][0]) and np.isposinf(buffers[0][0][1])
 
 
 def test_large_buffers_do_not_deadlock(ranks: Ranks) -> None:
-    groups = ranks.ring(3)
+    groups = ranks.connected(3)
     buffers = [[np.full(1 << 20, rank + 0.5)] for rank in range(3)]
     assert ranks.reduce(groups, buffers) == [True] * 3
     assert all((own[0] == 4.5).all() for own in buffers)
 
 
 def test_non_contiguous_buffers(ranks: Ranks) -> None:
-    groups = ranks.ring(2)
+    groups = ranks.connected(2)
     whole = [np.arange(24.0).reshape(4, 6) for _ in groups]
     assert ranks.reduce(groups, [[w[::2, ::3], w.T[1:2]] for w in whole]) == [True, True]
     wanted = np.arange(24.0).reshape(4, 6)
@@ -102,7 +97,7 @@ def test_non_contiguous_buffers(ranks: Ranks) -> None:
 
 @pytest.mark.parametrize("buffers", [[], [np.empty(0)]])
 def test_nothing_to_reduce(ranks: Ranks, buffers: list[Any]) -> None:
-    groups = ranks.ring(3)
+    groups = ranks.connected(3)
     assert ranks.reduce(groups, [buffers] * 3) == [True] * 3
     assert_works(ranks, groups)
 
@@ -120,7 +115,7 @@ def test_nothing_to_reduce(ranks: Ranks, buffers: list[Any]) -> None:
     ],
 )
 def test_ranks_that_disagree_are_told(ranks: Ranks, buffers: list[Any], op: str, words: str) -> None:
-    first, second = groups = ranks.ring(2)
+    first, second = groups = ranks.connected(2)
     mine = np.ones(10)
     futures = [first.allreduce([mine]).get_future(), second.allreduce(buffers, op).get_future()]
     for future in futures:
@@ -134,14 +129,14 @@ def test_ranks_that_disagree_are_told(ranks: Ranks, buffers: list[Any], op: str,
 
 
 def test_collective_times_out_though_nobody_waits(ranks: Ranks) -> None:
-    first, second = ranks.ring(2, timeout=timedelta(milliseconds=50))
+    first, second = ranks.connected(2, timeout=timedelta(milliseconds=50))
     error = error_of(first.allreduce([np.ones(2)]).get_future())
     assert isinstance(error, CollectiveTimeout)
     assert f"rank 1 ({second.handle()}) to send in step 1 of 2" in str(error)
 
 
 def test_a_peer_that_leaves_is_named(ranks: Ranks) -> None:
-    groups = ranks.ring(3, quorum_id=9)
+    groups = ranks.connected(3, quorum_id=9)
     mine = [np.ones(5), np.ones(5)]
     works = [groups[rank].allreduce([mine[rank]]) for rank in range(2)]
     groups[2].shutdown()
@@ -201,7 +196,7 @@ def test_leaving_after_the_last_collective_does_not_void_it_for_the_peers(ranks:
         return done
 
     for quorum_id in range(1, 11):
-        groups = ranks.ring(3, quorum_id)
+        groups = ranks.connected(3, quorum_id)
         assert ranks.outcomes(run, groups) == [True] * 3
         assert groups[0].errored() is None
 

@@ -20,7 +20,7 @@ from procguard.adapters.process_group import Place, Task  # noqa: E402
 from procguard.adapters.torch_backends import DTYPES, NcclBackend  # noqa: E402
 from procguard.adapters.torch_payload import Payload  # noqa: E402
 from procguard.adapters.torch_quorum import Quorum  # noqa: E402
-from tests.adapters.torch_ranks import DEADLINE_S, until  # noqa: E402
+from tests.adapters.ranks import DEADLINE_S, until  # noqa: E402
 
 PLACE = Place(7, 0, ("a", "b"))
 

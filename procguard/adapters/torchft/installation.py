@@ -21,16 +21,6 @@ from typing import Any
 from procguard.env import TrainerSettings
 from procguard.errors import UsageError
 
-NAMES = (
-    "LighthouseClient",
-    "LighthouseServer",
-    "ManagerClient",
-    "ManagerServer",
-    "Quorum",
-    "QuorumMember",
-    "QuorumResult",
-    "Timestamp",
-)
 _MARK = "_procguard_original"
 
 
@@ -76,7 +66,7 @@ def _torchft() -> tuple[Any, Any, Any]:
 
 def _replace_classes(compiled: Any) -> None:
     ours = import_module("procguard.adapters.torchft")
-    theirs = {id(getattr(compiled, name)): name for name in NAMES if hasattr(compiled, name)}
+    theirs = {id(getattr(compiled, name)): name for name in ours.__all__ if hasattr(compiled, name)}
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "torchft"]
     for module in modules:
         for name, value in list(vars(module).items()):

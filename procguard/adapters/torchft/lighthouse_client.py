@@ -148,15 +148,6 @@ class _Member:
             replica_id=replica_id,
             token=_token(way.job_id, replica_id),
             process=this_process(),
-            group_rank=0,
-            group_world_size=1,
-            group_run="",
-            claim=None,
-            topic=b"",
-            group_address="",
-            epoch=0,
-            min_replicas=0,
-            progress_timeout_s=0.0,
         )
         self._transport = _BeatsWhileItWaits(way)
         self._conversation = Conversation(self._transport, hello, way.where, on_reborn=lambda welcome: None)
