@@ -183,7 +183,9 @@ def test_the_survivors_go_on(jobs: dict[tuple[str, bool], Job], how: str, is_pro
         steps = survivor.events("step")
         committed = [step["step"] for step in steps if step["committed"]]
         assert committed == sorted(set(committed)) and committed[-1] == STEPS
-        assert not all(step["committed"] for step in steps), "a step had to be given up"
+        gave_up = not all(step["committed"] for step in steps)
+        # Or it heard of the end while it was still connecting to the others.
+        assert gave_up or "asking for a quorum again" in survivor.log.read_text(), job.tail()
         losses = [step["loss"] for step in steps if step["committed"]]
         assert sum(losses[-5:]) / 5 < losses[0] - 0.2, losses
     assert len(weights) == 1, job.tail()
